@@ -1,0 +1,1 @@
+"""Sequence architectures behind one contract (see archs/README.md)."""

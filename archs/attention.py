@@ -1,0 +1,124 @@
+"""Softmax attention as a mixer: rotary positions, grouped-query heads, optional convolutions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from archs.base import Flops, Mixer, Phase
+from archs.layers import CausalConvolution, rotary
+from archs.ops.attention import attention
+
+
+class AttentionState(NamedTuple):
+    """keys, values (B, S, H', K) with S slots; tails (B, D, W) of the convolutions on q, k, v."""
+
+    keys: Tensor
+    values: Tensor
+    tails: tuple[Tensor, ...]
+    num_tokens: int
+
+
+class Attention(Mixer):
+    """Causal self-attention (Vaswani et al. 2017) with rotary positions (arXiv 2104.09864) and
+    grouped-query heads (arXiv 2305.13245).
+
+    conv_width: 0, or the width of depthwise causal convolutions on q, k and v before the rotation.
+    Raises ValueError where heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        rope_theta: float = 10_000.0,
+        conv_width: int = 0,
+        implementation: str = "auto",
+    ) -> None:
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        if num_heads < 1 or d_model % num_heads or (d_model // num_heads) % 2:
+            raise ValueError(
+                f"num_heads={num_heads} must divide d_model={d_model} into heads of even width"
+            )
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
+        self.head_width = d_model // num_heads
+        self.rope_theta, self.implementation = rope_theta, implementation
+        self.kv_width = num_kv_heads * self.head_width
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, self.kv_width, bias=False)
+        self.v_proj = nn.Linear(d_model, self.kv_width, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+        widths = (d_model, self.kv_width, self.kv_width) if conv_width else ()
+        self.convs = nn.ModuleList(
+            CausalConvolution(d_model=width, width=conv_width) for width in widths
+        )
+
+    def _project(self, x: Tensor) -> list[Tensor]:
+        return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
+
+    def _heads(self, qkv: list[Tensor], first_position: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, ...) each -> rotated q (B, C, H, K), rotated k and v (B, C, H', K)."""
+        q, k, v = (t.unflatten(-1, (-1, self.head_width)) for t in qkv)
+        positions = torch.arange(first_position, first_position + q.shape[1], device=q.device)
+        return rotary(q, positions, theta=self.rope_theta), rotary(k, positions, theta=self.rope_theta), v
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self._project(x)
+        if self.convs:
+            qkv = [conv(t) for conv, t in zip(self.convs, qkv, strict=True)]
+        q, k, v = self._heads(qkv, 0)
+        return self.o_proj(attention(q, k, v, implementation=self.implementation).flatten(2))
+
+    def init_state(self, batch_size: int, max_context_tokens: int) -> AttentionState:
+        weight = self.k_proj.weight
+        shape = (batch_size, max_context_tokens, self.num_kv_heads, self.head_width)
+        tails = tuple(conv.init_tail(batch_size) for conv in self.convs)
+        return AttentionState(weight.new_zeros(shape), weight.new_zeros(shape), tails, 0)
+
+    def prefill(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        first, stop = state.num_tokens, state.num_tokens + x.shape[1]
+        if stop > state.keys.shape[1]:
+            raise ValueError(
+                f"the state has room for {state.keys.shape[1]} tokens and was given {stop}; "
+                "ask init_state for a larger max_context_tokens"
+            )
+        qkv = self._project(x)
+        if self.convs:  # the tails are updated in place
+            qkv = [
+                conv.prefill(t, tail)[0]
+                for conv, t, tail in zip(self.convs, qkv, state.tails, strict=True)
+            ]
+        q, k, v = self._heads(qkv, first)
+        state.keys[:, first:stop], state.values[:, first:stop] = k, v
+        y = attention(
+            q, state.keys[:, :stop], state.values[:, :stop], implementation=self.implementation
+        )
+        return self.o_proj(y.flatten(2)), state._replace(num_tokens=stop)
+
+    def decode(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+        y, state = self.prefill(x[:, None], state)
+        return y[:, 0], state
+
+    def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
+        cache = 2 * batch_size * context_tokens * self.kv_width * self.k_proj.weight.element_size()
+        return cache + sum(conv.tail_bytes(batch_size) for conv in self.convs)
+
+    def flops(self, context_tokens: int, phase: Phase) -> Flops:
+        """Projections 2 (2 D^2 + 2 D d_kv) a token; 4 D a query-key pair."""
+        num_queries = context_tokens if phase == "prefill" else 1
+        pairs = context_tokens * (context_tokens + 1) / 2 if phase == "prefill" else context_tokens
+        d_model = self.q_proj.weight.shape[0]
+        weights = sum(p.weight.numel() for p in (self.q_proj, self.k_proj, self.v_proj, self.o_proj))
+        per_token = 2.0 * weights + sum(conv.flops_per_token() for conv in self.convs)
+        return Flops(
+            matmul=num_queries * per_token,
+            attention=4.0 * d_model * pairs,
+            attention_square=4.0 * d_model * num_queries * context_tokens,
+        )

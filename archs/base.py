@@ -1,0 +1,184 @@
+"""The contract every architecture keeps. Nothing here is concrete.
+
+Axes, one glossary for the whole project:
+    B batch, T tokens of a sequence, C tokens of a prefill chunk, b tokens of a mini-batch or
+    memory chunk, G tokens of a segment, D model width, H heads, K head width, N state width,
+    V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Phase = Literal["prefill", "decode"]
+
+# A state is a NamedTuple of tensors (batch axis first), of further states, and of one host
+# integer `num_tokens`. Rows of a batch have equal length.
+State = Any
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of one sequence (batch 1); a multiply-add counts as two.
+
+    matmul:           matrix products and convolutions.
+    attention:        scores and mixing of the query-key pairs that causality lets meet.
+    attention_square: the same when every query met every key, which is what an operation
+                      counter sees on a masked dense product. Not part of `total`.
+    scan:             recurrences and other elementwise work, by the rule written beside the
+                      formula.
+    """
+
+    matmul: float = 0.0
+    attention: float = 0.0
+    attention_square: float = 0.0
+    scan: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """matmul + attention + scan."""
+        return self.matmul + self.attention + self.scan
+
+    def plus(self, other: Flops, times: float = 1) -> Flops:
+        """Componentwise `self + times * other`."""
+        return Flops(*(a + times * b for a, b in zip(self, other, strict=True)))
+
+
+class Mixer(nn.Module, ABC):
+    """Mixes information along the sequence: (B, C, D) -> (B, C, D), causally.
+
+    An architecture is usually a Mixer inside `archs.decoder.Decoder`, which adds the norm in
+    front of it and the residual around it. Constructors are keyword-only and take `d_model`
+    first; their signature is the config schema.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole sequences from an empty context, differentiable: (B, T, D) -> (B, T, D)."""
+
+    @abstractmethod
+    def init_state(self, batch_size: int, max_context_tokens: int) -> State:
+        """The state of an empty context, allocated on the parameters' device."""
+
+    @abstractmethod
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next C >= 1 tokens, (B, C, D) -> (B, C, D); consumes `state`."""
+
+    @abstractmethod
+    def decode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next token, (B, D) -> (B, D), without a host synchronisation; consumes `state`."""
+
+    @abstractmethod
+    def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
+        """By formula: the bytes of `init_state(batch_size, context_tokens)`."""
+
+    @abstractmethod
+    def flops(self, context_tokens: int, phase: Phase) -> Flops:
+        """By formula. "prefill": all of `context_tokens` tokens from an empty context in one call.
+        "decode": one step that becomes token number `context_tokens` (it sees that many tokens,
+        itself included); work done once a chunk is spread evenly over the chunk's steps."""
+
+
+class SequenceModel(nn.Module, ABC):
+    """A language model over token ids. All shapes are in the glossary above."""
+
+    vocab_size: int
+
+    #: True where the state depends on `dispatch` or `select_domain` (Transformer²).
+    is_adaptive: bool = False
+
+    @abstractmethod
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) -> logits (B, T, V); differentiable, for scoring."""
+
+    @abstractmethod
+    def loss(self, tokens: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Cross-entropy in nats, the mean over targets (B, T) weighted by weights (B, T) (default
+        1), as a scalar. Keeps a chunk of logits at most alive."""
+
+    @abstractmethod
+    def init_state(self, batch_size: int, max_context_tokens: int) -> State:
+        """The state of an empty context with room for `max_context_tokens` tokens."""
+
+    @abstractmethod
+    def prefill(self, tokens: Tensor, state: State, num_logits: int = 1) -> tuple[Tensor, State]:
+        """tokens (B, C), C >= 1 -> logits (B, num_logits, V) of the call's last positions.
+
+        May be called any number of times. Consumes `state`; branching is `clone_state`.
+        Raises ValueError if num_logits is negative or more than C, or if the state has no room."""
+
+    @abstractmethod
+    def decode(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """token (B,) -> logits (B, V); one step, without a host synchronisation."""
+
+    @abstractmethod
+    def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
+        """By formula: equal to `state_bytes(init_state(batch_size, context_tokens))`."""
+
+    @abstractmethod
+    def flops(self, context_tokens: int, phase: Phase) -> Flops:
+        """As `Mixer.flops`, for the whole model; one position's logits in either phase."""
+
+    def dispatch(self, prompt: Tensor, state: State) -> State:
+        """Reads the whole prompt (B, T) and fixes the expert mixture in an empty `state`.
+        The identity unless `is_adaptive`."""
+        del prompt
+        return state
+
+    def select_domain(self, domain: str, state: State) -> State:
+        """Puts the expert trained for `domain` into an empty `state`, the base where there is
+        none. The identity unless `is_adaptive`."""
+        del domain
+        return state
+
+
+def state_tensors(state: State) -> Iterator[Tensor]:
+    """All tensors of a state, nested states included."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (tuple, list)):
+        for item in state:
+            yield from state_tensors(item)
+
+
+def state_bytes(state: State) -> int:
+    """Measured bytes of a state: each storage once, all of it counted."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in state_tensors(state)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def clone_state(state: State) -> State:
+    """A deep copy, for branching: prefill and decode consume the state they are given."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, tuple):
+        items = [clone_state(item) for item in state]
+        return type(state)(*items) if hasattr(state, "_fields") else tuple(items)
+    return state
+
+
+def check_prefill(num_tokens: int, num_logits: int) -> None:
+    """Raises ValueError where a prefill call's sizes make no sense."""
+    if num_tokens < 1:
+        raise ValueError(f"prefill needs at least one token, got {num_tokens}")
+    if not 0 <= num_logits <= num_tokens:
+        raise ValueError(
+            f"num_logits={num_logits} must lie between 0 and the {num_tokens} tokens of the call"
+        )
+
+
+def check_state_request(batch_size: int, max_context_tokens: int) -> None:
+    """Raises ValueError where a state's sizes make no sense."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be positive")
+    if max_context_tokens < 1:
+        raise ValueError(f"max_context_tokens={max_context_tokens} must be positive")
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype recurrent states are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,163 @@
+"""Building blocks that several architectures share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from archs.base import Flops, Mixer, Phase
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, *, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(d_model, d_ff, bias=False)
+        self.up_proj = nn.Linear(d_model, d_ff, bias=False)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+    def flops_per_token(self) -> float:
+        """6 D d_ff."""
+        return 6.0 * self.gate_proj.weight.numel()
+
+
+def rotary(x: Tensor, positions: Tensor, *, theta: float, is_interleaved: bool = False) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864, eq. 34).
+
+    x (..., T, H, K), positions (T,) -> as x. Dimension i is paired with i + K/2 (Llama), or, with
+    `is_interleaved`, 2i with 2i + 1 (TTT).
+    """
+    width = x.shape[-1]
+    exponents = torch.arange(0, width, 2, device=x.device, dtype=torch.float64) / width
+    angles = positions.to(torch.float64)[:, None] * theta**-exponents  # (T, K/2)
+    cos, sin = angles.cos().to(x.dtype)[:, None], angles.sin().to(x.dtype)[:, None]
+    if is_interleaved:
+        first, second = x[..., 0::2], x[..., 1::2]
+        rotated = (first * cos - second * sin, first * sin + second * cos)
+        return torch.stack(rotated, dim=-1).flatten(-2)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+class CausalConvolution(nn.Module):
+    """Depthwise causal convolution: y[t] = bias + sum_j weight[j] x[t - W + 1 + j], zeros before
+    the start. Its state is the tail of the last W inputs, (B, D, W), oldest first."""
+
+    def __init__(self, *, d_model: int, width: int = 4, use_bias: bool = True) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"convolution width={width} must be positive")
+        self.width = width
+        self.conv = nn.Conv1d(d_model, d_model, width, groups=d_model, bias=use_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.conv(F.pad(x.transpose(1, 2), (self.width - 1, 0))).transpose(1, 2)
+
+    def init_tail(self, batch_size: int) -> Tensor:
+        """Zeros (B, D, W)."""
+        weight = self.conv.weight
+        return weight.new_zeros(batch_size, weight.shape[0], self.width)
+
+    def prefill(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, D) and the tail -> (B, C, D) and the tail, updated in place."""
+        window = torch.cat((tail, x.transpose(1, 2)), dim=2)
+        tail.copy_(window[..., -self.width :])
+        return self.conv(window[..., 1:]).transpose(1, 2), tail
+
+    def decode(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) and the tail -> (B, D) and the tail, updated in place."""
+        tail.copy_(torch.cat((tail[..., 1:], x[..., None]), dim=2))
+        y = torch.einsum("bdw,dw->bd", tail, self.conv.weight[:, 0])
+        return (y if self.conv.bias is None else y + self.conv.bias), tail
+
+    def tail_bytes(self, batch_size: int) -> int:
+        """Bytes of the tail: B D W elements of the parameters' dtype."""
+        weight = self.conv.weight
+        return batch_size * weight.shape[0] * self.width * weight.element_size()
+
+    def flops_per_token(self) -> float:
+        """2 W D."""
+        return 2.0 * self.conv.weight.numel()
+
+
+class ConvolutionState(NamedTuple):
+    """tail (B, D, W)."""
+
+    tail: Tensor
+    num_tokens: int
+
+
+class ShortConvolution(Mixer):
+    """A causal convolution as a mixer of its own: TTT's `pre_conv` (arXiv 2407.04620, section 2.7:
+    the Mamba backbone)."""
+
+    def __init__(self, *, d_model: int, width: int = 4, use_bias: bool = True) -> None:
+        super().__init__()
+        self.conv = CausalConvolution(d_model=d_model, width=width, use_bias=use_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+    def init_state(self, batch_size: int, max_context_tokens: int) -> ConvolutionState:
+        del max_context_tokens
+        return ConvolutionState(self.conv.init_tail(batch_size), 0)
+
+    def prefill(self, x: Tensor, state: ConvolutionState) -> tuple[Tensor, ConvolutionState]:
+        y, tail = self.conv.prefill(x, state.tail)
+        return y, ConvolutionState(tail, state.num_tokens + x.shape[1])
+
+    def decode(self, x: Tensor, state: ConvolutionState) -> tuple[Tensor, ConvolutionState]:
+        y, tail = self.conv.decode(x, state.tail)
+        return y, ConvolutionState(tail, state.num_tokens + 1)
+
+    def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
+        del context_tokens
+        return self.conv.tail_bytes(batch_size)
+
+    def flops(self, context_tokens: int, phase: Phase) -> Flops:
+        num_tokens = context_tokens if phase == "prefill" else 1
+        return Flops(matmul=num_tokens * self.conv.flops_per_token())
+
+
+def chunked_cross_entropy(
+    features: Tensor,
+    head: nn.Module,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    chunk_tokens: int = 8192,
+) -> Tensor:
+    """Weighted mean cross-entropy in nats of head(features), a chunk of logits alive at a time.
+
+    features (B, T, D), targets (B, T), weights (B, T) or None -> scalar. A chunk's logits are
+    recomputed in the backward pass.
+    """
+    flat, flat_targets = features.flatten(0, 1), targets.flatten()
+    flat_weights = None if weights is None else weights.flatten()
+
+    def chunk_loss(x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
+        logits = head(x)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        nll = F.cross_entropy(logits, y, reduction="none")
+        return (nll if w is None else nll * w).sum()
+
+    total = flat.new_zeros((), dtype=torch.promote_types(flat.dtype, torch.float32))
+    num_tokens = flat.shape[0]
+    for start in range(0, num_tokens, chunk_tokens):
+        chunk = slice(start, start + chunk_tokens)
+        args = (flat[chunk], flat_targets[chunk], None if flat_weights is None else flat_weights[chunk])
+        if num_tokens <= chunk_tokens:
+            total = total + chunk_loss(*args)
+        else:
+            total = total + checkpoint(chunk_loss, *args, use_reentrant=False)
+    return total / (num_tokens if flat_weights is None else flat_weights.sum())

@@ -1,0 +1,1 @@
+"""Operations: for each, one public call and its implementations (see archs/ops/operation.py)."""

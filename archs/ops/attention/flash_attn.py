@@ -1,0 +1,27 @@
+"""Attention through the flash-attn package (Dao 2023, arXiv 2307.08691); half precision on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from archs.ops.operation import ImplementationUnavailable
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int
+) -> Tensor:
+    """See archs.ops.attention.attention. Raises ImplementationUnavailable for float32, and for a
+    window with tokens kept outside it, which the package has no call for."""
+    from flash_attn import flash_attn_func
+
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise ImplementationUnavailable(
+            f"implementation 'flash_attn' takes bfloat16 or float16, not {q.dtype}; set dtype=bfloat16."
+        )
+    if window_tokens is not None and num_sink_tokens:
+        raise ImplementationUnavailable(
+            "implementation 'flash_attn' has no sliding window beside persistent tokens; use 'sdpa'."
+        )
+    window = (-1, -1) if window_tokens is None else (window_tokens - 1, 0)
+    return flash_attn_func(q, k, v, causal=True, window_size=window)

@@ -1,0 +1,44 @@
+"""Attention through torch's scaled_dot_product_attention, which picks a fused kernel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from archs.ops.attention.plain import visible
+
+# A block of queries against a window keeps memory linear in the sequence.
+QUERY_BLOCK_TOKENS = 1024
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int
+) -> Tensor:
+    """See archs.ops.attention.attention."""
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    use_groups = q.shape[1] != k.shape[1]
+    if window_tokens is None or window_tokens >= num_keys:
+        if num_queries == num_keys or num_queries == 1:
+            is_causal = num_queries > 1
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=use_groups)
+            return y.transpose(1, 2)
+        window_tokens = num_keys
+    outputs = []
+    for start in range(0, num_queries, QUERY_BLOCK_TOKENS):
+        stop = min(start + QUERY_BLOCK_TOKENS, num_queries)
+        last = num_keys - num_queries + stop  # keys [first, last) and the sinks before them
+        first = max(num_sink_tokens, last - (stop - start) - window_tokens + 1)
+        sinks = min(num_sink_tokens, first)
+        keys = torch.cat((k[:, :, :sinks], k[:, :, first:last]), dim=2) if sinks else k[:, :, first:last]
+        values = torch.cat((v[:, :, :sinks], v[:, :, first:last]), dim=2) if sinks else v[:, :, first:last]
+        mask = visible(
+            stop - start, keys.shape[2], q.device, window_tokens=window_tokens, num_sink_tokens=sinks
+        )
+        outputs.append(
+            F.scaled_dot_product_attention(
+                q[:, :, start:stop], keys, values, attn_mask=mask, enable_gqa=use_groups
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2)

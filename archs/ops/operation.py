@@ -1,0 +1,88 @@
+"""How an operation names, checks and picks its implementations."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+class ImplementationUnavailable(ValueError):
+    """Asked for an implementation that is not known, not installed or cannot run here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """Where a function is, and what it needs.
+
+    target:       "module:function", imported on first use.
+    devices:      device types it runs on.
+    requires:     an importable package it needs, or None.
+    install_hint: what to type when the package is missing.
+    """
+
+    target: str
+    devices: Sequence[str] = ("cpu", "cuda")
+    requires: str | None = None
+    install_hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """A named operation. `auto` lists, for each device type, the names to prefer in order."""
+
+    name: str
+    implementations: Mapping[str, Implementation]
+    auto: Mapping[str, Sequence[str]]
+
+    def why_unavailable(self, name: str, device: torch.device) -> str | None:
+        """A sentence that says what is missing, or None where `name` can run on `device`."""
+        if name not in self.implementations:
+            valid = ", ".join(["auto", *self.implementations])
+            return f"{self.name} has no implementation {name!r}; choose one of {valid}."
+        implementation = self.implementations[name]
+        if device.type not in implementation.devices:
+            needed = " or ".join(implementation.devices)
+            return (
+                f"implementation {name!r} of {self.name} runs on {needed} only, not on {device.type}; "
+                f"choose device={implementation.devices[0]} or another implementation."
+            )
+        if implementation.requires is not None and not _is_installed(implementation.requires):
+            return (
+                f"implementation {name!r} of {self.name} needs the package {implementation.requires}, "
+                f"which is not installed; run {implementation.install_hint}."
+            )
+        return None
+
+    def resolve(self, name: str, device: torch.device) -> str:
+        """The name that will run: `auto` becomes the first preference available on `device`.
+
+        Raises ImplementationUnavailable with one sentence."""
+        if name == "auto":
+            for candidate in self.auto[device.type]:
+                if self.why_unavailable(candidate, device) is None:
+                    return candidate
+            raise ImplementationUnavailable(f"{self.name} has no implementation for {device.type}.")
+        why = self.why_unavailable(name, device)
+        if why is not None:
+            raise ImplementationUnavailable(why)
+        return name
+
+    def function(self, name: str, device: torch.device) -> Callable:
+        """The callable behind `name` or `auto` on `device`; raises as `resolve`."""
+        return _load(self.implementations[self.resolve(name, device)].target)
+
+
+@cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@cache
+def _load(target: str) -> Callable:
+    module, function = target.split(":")
+    return getattr(importlib.import_module(module), function)

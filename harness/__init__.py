@@ -1,0 +1,1 @@
+"""Runs, trains, measures and records."""

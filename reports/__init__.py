@@ -1,0 +1,1 @@
+"""Reads records, tabulates, draws and renders. Never imports torch."""
