@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, rotary
-from archs.ops.attention import attention
+from archs.ops.attention import OPERATION, attention
 
 
 class AttentionState(NamedTuple):
@@ -28,6 +28,8 @@ class Attention(Mixer):
     conv_width: 0, or the width of depthwise causal convolutions on q, k and v before the rotation.
     Raises ValueError where heads do not divide the width.
     """
+
+    operation = OPERATION
 
     def __init__(
         self,

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from archs.ops.operation import Operation
 
 Phase = Literal["prefill", "decode"]
 
@@ -53,8 +55,12 @@ class Mixer(nn.Module, ABC):
 
     An architecture is usually a Mixer inside `archs.decoder.Decoder`, which adds the norm in
     front of it and the residual around it. Constructors are keyword-only and take `d_model`
-    first; their signature is the config schema.
+    first; their signature is the config schema. One that calls an operation with several
+    implementations names it in `operation` and keeps the chosen name in `implementation`.
     """
+
+    operation: ClassVar[Operation | None] = None
+    implementation: str
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -134,6 +140,18 @@ class SequenceModel(nn.Module, ABC):
         none. The identity unless `is_adaptive`."""
         del domain
         return state
+
+
+def resolve_implementations(model: nn.Module, device: torch.device) -> dict[str, str]:
+    """Fixes, once, the implementation of every operation in `model`: `auto` becomes a name.
+
+    Returns operation -> name. Raises ImplementationUnavailable with one sentence."""
+    names = {}
+    for module in model.modules():
+        if isinstance(module, Mixer) and module.operation is not None:
+            module.implementation = module.operation.resolve(module.implementation, device)
+            names[module.operation.name] = module.implementation
+    return names
 
 
 def state_tensors(state: State) -> Iterator[Tensor]:

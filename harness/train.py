@@ -1,0 +1,173 @@
+"""The only training loop: AdamW, linear warm-up, cosine decay, the same batches for every model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from archs.base import SequenceModel
+from harness.checkpoint import load_training_state, save_training_state
+
+Batch = tuple[Tensor, Tensor, Tensor]  # tokens, targets, weights: (B, T) each
+
+
+class Diverged(RuntimeError):
+    """The loss stopped being a finite number; the message says at which step."""
+
+
+class BatchSource(Protocol):
+    """What training reads: a pure function of the step, so every architecture sees the same."""
+
+    def batch(self, step: int) -> Batch: ...
+
+    def validation_batches(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The settings of one training run (conf/train).
+
+    num_steps:            optimiser steps.
+    learning_rate:        the peak; final_ratio times it is reached at the last step.
+    warmup_fraction:      of the steps, linear from 0.
+    betas, weight_decay, gradient_clip: of AdamW; matrices alone decay.
+    validation_interval_steps: between validation losses; the last step always validates.
+    checkpoint_interval_s: between saves of the training state, from which a cut run continues.
+    """
+
+    num_steps: int
+    learning_rate: float
+    warmup_fraction: float = 0.1
+    final_ratio: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    gradient_clip: float = 1.0
+    validation_interval_steps: int = 100
+    checkpoint_interval_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"train.num_steps={self.num_steps} must be positive")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of `step`, counted from 0."""
+        warmup = max(1, round(self.warmup_fraction * self.num_steps))
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.num_steps - 1 - warmup)
+        cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        return self.learning_rate * (self.final_ratio + (1 - self.final_ratio) * cosine)
+
+
+@dataclass
+class History:
+    """What a run of training leaves beside the weights; lists of equal length in pairs."""
+
+    steps: list[int] = field(default_factory=list)
+    losses_nats: list[float] = field(default_factory=list)
+    validation_steps: list[int] = field(default_factory=list)
+    validation_losses_nats: list[float] = field(default_factory=list)
+    trained_tokens: int = 0
+    train_seconds: float = 0.0
+
+
+def train(
+    model: SequenceModel,
+    source: BatchSource,
+    settings: Training,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    state_path: Path | None = None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> History:
+    """Trains in place and returns the history. Continues from `state_path` if it is there.
+
+    A module with a method `set_training_progress(fraction)` is told the share of the outer warm-up
+    that is over (TTT-MLP warms its inner learning rate). train_seconds counts steps, not
+    validation. Raises Diverged where the loss is not finite.
+    """
+    optimizer = make_optimizer(model, settings)
+    history, first_step = History(), 0
+    if state_path is not None and state_path.exists():
+        first_step, history = load_training_state(state_path, model, optimizer, History)
+    listeners = [m for m in model.modules() if hasattr(m, "set_training_progress")]
+    warmup_steps = max(1, round(settings.warmup_fraction * settings.num_steps))
+    model.train()
+    last_save = time.monotonic()
+    for step in range(first_step, settings.num_steps):
+        started = time.perf_counter()
+        for listener in listeners:
+            listener.set_training_progress(min(1.0, (step + 1) / warmup_steps))
+        tokens, targets, weights = (t.to(device, non_blocking=True) for t in source.batch(step))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate(step)
+        with autocast(device, dtype):
+            loss = model.loss(tokens, targets, weights)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+        optimizer.step()
+        value = loss.item()
+        if not (math.isfinite(value) and math.isfinite(norm.item())):
+            raise Diverged(f"loss {value} and gradient norm {norm.item()} at step {step}")
+        history.train_seconds += time.perf_counter() - started
+        history.trained_tokens += tokens.numel()
+        history.steps.append(step)
+        history.losses_nats.append(value)
+        is_last = step == settings.num_steps - 1
+        if is_last or (step + 1) % settings.validation_interval_steps == 0:
+            history.validation_steps.append(step + 1)
+            history.validation_losses_nats.append(validation_loss(model, source, device=device, dtype=dtype))
+        on_step(step, value)
+        if state_path is not None and time.monotonic() - last_save > settings.checkpoint_interval_s:
+            save_training_state(state_path, model, optimizer, step + 1, history)
+            last_save = time.monotonic()
+    for listener in listeners:
+        listener.set_training_progress(1.0)
+    model.eval()
+    return history
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext:
+    """Mixed precision for bfloat16, nothing for float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+@torch.no_grad()
+def validation_loss(
+    model: SequenceModel, source: BatchSource, *, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Mean loss in nats over the source's validation batches."""
+    model.eval()
+    total = weight_sum = 0.0
+    for batch in source.validation_batches():
+        tokens, targets, weights = (t.to(device) for t in batch)
+        with autocast(device, dtype):
+            loss = model.loss(tokens, targets, weights).item()
+        weight = weights.sum().item()
+        total, weight_sum = total + loss * weight, weight_sum + weight
+    model.train()
+    return total / weight_sum
+
+
+def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices alone."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, foreach=True)

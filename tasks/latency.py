@@ -1,0 +1,195 @@
+"""Prefill and decode time against context, the architectures measured in turn.
+
+Metrics of a point (cell: phase, context_tokens, batch_size):
+    median_ms, p10_ms, p90_ms  of one call: the whole prefill (time to first token), or one token
+    tokens_per_s               batch_size * tokens of the call / median
+    first_call_ms              the first call of this shape, with whatever compiles or tunes in it
+    peak_memory_bytes          above what was held before the call; null where it cannot be read
+    state_bytes                measured on the state that was used
+    dispatch_ms                Transformer² alone: the first pass over the prompt, part of the time
+                               to first token and shown apart
+Samples: time_ms, raw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archs.base import SequenceModel, State, state_bytes
+from harness.measure import PeakMemory, is_out_of_memory, percentile, time_call_ms
+from tasks.base import Measurement
+
+Outcome = Measurement | tuple[str, str]  # or (status, reason)
+Cell = dict[str, Any]
+
+
+class Latency:
+    """Latency of several models, interleaved, so that a drifting machine is fair to all.
+
+    context_lengths_tokens, batch_sizes: the grid; both phases are measured at each.
+    num_samples:        timed calls a cell and model, after one untimed warm-up.
+    num_decode_steps:   tokens decoded a sample; the sample is their mean.
+    max_cell_s:         a model whose first call takes longer than this is recorded as a timeout at
+                        that cell and at longer contexts of the phase and batch.
+    chunk_tokens:       prefill is fed in chunks of this many tokens, so that activations stay bounded.
+    """
+
+    name = "latency"
+    is_interleaved = True
+
+    def __init__(
+        self,
+        *,
+        context_lengths_tokens: Sequence[int],
+        batch_sizes: Sequence[int],
+        num_samples: int,
+        num_decode_steps: int,
+        max_cell_s: float,
+        chunk_tokens: int,
+    ) -> None:
+        for name, values in (
+            ("context_lengths_tokens", context_lengths_tokens),
+            ("batch_sizes", batch_sizes),
+        ):
+            if not values or any(value < 1 for value in values):
+                raise ValueError(f"tasks.latency.{name}={list(values)} must be positive numbers")
+        for name, value in (
+            ("num_samples", num_samples),
+            ("num_decode_steps", num_decode_steps),
+            ("max_cell_s", max_cell_s),
+            ("chunk_tokens", chunk_tokens),
+        ):
+            if value <= 0:
+                raise ValueError(f"tasks.latency.{name}={value} must be positive")
+        self.context_lengths_tokens, self.batch_sizes = sorted(context_lengths_tokens), list(batch_sizes)
+        self.num_samples, self.num_decode_steps = num_samples, num_decode_steps
+        self.max_cell_s, self.chunk_tokens = max_cell_s, chunk_tokens
+
+    def cells(self) -> list[Cell]:
+        """The grid, shorter contexts first."""
+        return [
+            {"phase": phase, "context_tokens": context, "batch_size": batch}
+            for phase in ("prefill", "decode")
+            for batch in self.batch_sizes
+            for context in self.context_lengths_tokens
+        ]
+
+    @torch.no_grad()
+    def measure_interleaved(
+        self,
+        models: Mapping[str, SequenceModel],
+        cell: Cell,
+        device: torch.device,
+        on_turn: Callable[[str], None] = lambda name: None,
+    ) -> Iterator[tuple[str, Outcome]]:
+        """One sample of each model in turn until each has all; yields each model's outcome.
+
+        on_turn is told whose turn it is, so that a crash can be put down to a model."""
+        probes: dict[str, _Probe] = {}
+        for name, model in models.items():
+            on_turn(name)
+            try:
+                probe = _Probe(self, model, cell, device)
+                if probe.first_call_ms > 1e3 * self.max_cell_s:
+                    reason = f"the first call took {probe.first_call_ms / 1e3:.1f} s, more than max_cell_s="
+                    yield name, ("timeout", f"{reason}{self.max_cell_s}")
+                else:
+                    probes[name] = probe
+            except (RuntimeError, MemoryError) as error:
+                yield name, _failure(error)
+        for _ in range(self.num_samples):
+            for name in list(probes):
+                on_turn(name)
+                try:
+                    probes[name].sample()
+                except (RuntimeError, MemoryError) as error:
+                    del probes[name]
+                    yield name, _failure(error)
+        for name, probe in probes.items():
+            yield name, probe.measurement()
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    if not is_out_of_memory(error):
+        raise error
+    return "oom", str(error).splitlines()[0]
+
+
+class _Probe:
+    """One model at one cell: warmed up, ready to be sampled."""
+
+    def __init__(self, task: Latency, model: SequenceModel, cell: Cell, device: torch.device) -> None:
+        self.task, self.model, self.cell, self.device = task, model, cell, device
+        context, batch = cell["context_tokens"], cell["batch_size"]
+        generator = torch.Generator().manual_seed(context)
+        tokens = torch.randint(0, model.vocab_size, (batch, context), generator=generator)
+        self.tokens = tokens.to(device)
+        self.times_ms: list[float] = []
+        self.dispatch_ms: list[float] = []
+        self.state: State = None
+        self.is_decode = cell["phase"] == "decode"
+        if self.is_decode:
+            self._prefill()
+        with PeakMemory(device) as memory:
+            self.first_call_ms = self._timed(self._steps if self.is_decode else self._prefill)
+        self.peak_memory_bytes = memory.bytes
+        self.state_bytes = state_bytes(self.state)
+        self.dispatch_ms.clear()
+        if not self.is_decode:
+            self.state = None
+        if self.first_call_ms <= 1e3 * task.max_cell_s:
+            self.sample()
+            self.times_ms.clear()
+            self.dispatch_ms.clear()
+
+    def sample(self) -> None:
+        """One timed prefill, or the mean of num_decode_steps timed steps."""
+        if self.is_decode:
+            self.times_ms.append(self._timed(self._steps) / self.task.num_decode_steps)
+        else:
+            self.times_ms.append(self._timed(self._prefill))
+            self.state = None
+
+    def _timed(self, call: Callable[[], object]) -> float:
+        return time_call_ms(call, self.device)
+
+    def _prefill(self) -> None:
+        rounds = self.task.num_samples + 2 if self.is_decode else 0
+        room = self.tokens.shape[1] + rounds * self.task.num_decode_steps
+        state = self.model.init_state(self.tokens.shape[0], room)
+        if self.model.is_adaptive:
+            started = time.perf_counter_ns()
+            state = self.model.dispatch(self.tokens, state)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.dispatch_ms.append((time.perf_counter_ns() - started) / 1e6)
+        for chunk in self.tokens.split(self.task.chunk_tokens, dim=1):
+            _, state = self.model.prefill(chunk, state, num_logits=1)
+        self.state = state
+
+    def _steps(self) -> None:
+        token: Tensor = self.tokens[:, 0]
+        for _ in range(self.task.num_decode_steps):
+            _, self.state = self.model.decode(token, self.state)
+
+    def measurement(self) -> Measurement:
+        """The cell's numbers."""
+        median_ms = percentile(self.times_ms, 0.5)
+        num_tokens = self.cell["batch_size"] * (1 if self.is_decode else self.cell["context_tokens"])
+        metrics: dict[str, float | int | None] = {
+            "median_ms": median_ms,
+            "p10_ms": percentile(self.times_ms, 0.1),
+            "p90_ms": percentile(self.times_ms, 0.9),
+            "tokens_per_s": 1e3 * num_tokens / median_ms,
+            "first_call_ms": self.first_call_ms / (self.task.num_decode_steps if self.is_decode else 1),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "state_bytes": self.state_bytes,
+        }
+        if self.dispatch_ms:
+            metrics["dispatch_ms"] = percentile(self.dispatch_ms, 0.5)
+        return Measurement(metrics=metrics, samples={"time_ms": self.times_ms}, details={})

@@ -1,0 +1,50 @@
+"""Shared by all tests: composed configurations and models of every architecture in conf/arch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from archs.base import SequenceModel
+from harness.config import build_model, compose_config, matched_model_config, resolve
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+ARCHITECTURES = sorted(path.stem for path in (REPOSITORY / "conf" / "arch").glob("*.yaml"))
+
+
+def compose_resolved(*overrides: str) -> dict[str, Any]:
+    """The resolved configuration of a command line."""
+    return resolve(compose_config(list(overrides)))
+
+
+def make_model(arch: str, *overrides: str, dtype: torch.dtype = torch.float64) -> SequenceModel:
+    """A seeded model of an architecture at size=nano, every parameter moved off its initial value."""
+    config = compose_resolved(f"arch={arch}", "size=nano", "match=none", *overrides)
+    torch.manual_seed(0)
+    model = build_model(matched_model_config(config)[0]).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return model
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> SequenceModel:
+    """Every architecture in turn, in float64."""
+    return make_model(request.param)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def arch(request: pytest.FixtureRequest) -> str:
+    """The name of every architecture in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def new_model() -> Callable[..., SequenceModel]:
+    """make_model, for tests that need a model of their own."""
+    return make_model
