@@ -1,0 +1,68 @@
+"""Task: what it needs of a model, and what it measures. Nothing here is concrete."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from archs.base import SequenceModel
+from tasks.data.corpus import Corpus
+from tasks.data.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one cell yields, in the words of harness.record.Point.
+
+    metrics: name -> number, units last in the name. samples: name -> the raw samples behind the
+    metrics. details: anything else worth keeping.
+    """
+
+    metrics: dict[str, float | int | None]
+    samples: dict[str, list[Any]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInputs:
+    """What a task may use besides the model.
+
+    trained_lengths_tokens: the sequence lengths that the model was trained on, so that a task can
+    say which of its cells lie beyond them.
+    """
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    device: torch.device
+    seed: int
+    trained_lengths_tokens: tuple[int, ...] = ()
+
+
+class Task(ABC):
+    """A grid of cells, measured one at a time, so that a sweep that is stopped keeps the others."""
+
+    name: str
+
+    @abstractmethod
+    def cells(self) -> list[dict[str, Any]]:
+        """The coordinates of every cell, as JSON values, in the order they are measured."""
+
+    @abstractmethod
+    def prepare(self, inputs: TaskInputs) -> None:
+        """Checks the input and builds the examples, once, before the first cell.
+
+        Raises ValueError with one sentence where the input cannot serve."""
+
+    @abstractmethod
+    def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
+        """Measures one cell. The same model, inputs and cell give the same measurement."""
+
+
+def require_positive(**values: int) -> None:
+    """Raises ValueError naming the first value that is below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be positive.")

@@ -1,0 +1,111 @@
+"""Documents of a data set on the Hugging Face hub, or of local files that `datasets` reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from tasks.data.sources import Document, Source
+
+
+class HuggingFace(Source):
+    """Reads through the package `datasets` (extra `huggingface`).
+
+    path, name, split, revision, data_files: as datasets.load_dataset. streaming: read row by row
+    instead of downloading the whole set first. text_field: the column with the text.
+    domain_field: a column (dotted where nested) with the domain; by default all is one domain.
+    max_documents: stop after so many; null reads all.
+    document_start_pattern: where a row is a paragraph (WikiText), the regular expression that the
+    first row of a document matches; rows in between are joined. By default a row is a document.
+
+    The settings stand for the content in the cache: give a `revision` to pin it. Raises ValueError
+    where the package is missing, or the data set, split or column cannot be had.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        text_field: str = "text",
+        streaming: bool = True,
+        max_documents: int | None = None,
+        domain_field: str | None = None,
+        document_start_pattern: str | None = None,
+        revision: str | None = None,
+        data_files: str | list[str] | None = None,
+    ) -> None:
+        if max_documents is not None and max_documents < 3:
+            raise ValueError(f"max_documents={max_documents} must be at least 3, one for each split.")
+        self.name = f"huggingface:{path}" + (f"/{name}" if name else "")
+        self.path, self.split, self.text_field = path, split, text_field
+        self.max_documents, self.domain_field = max_documents, domain_field
+        self.document_start_pattern = document_start_pattern
+        self._load_arguments = {
+            **{"path": path, "name": name, "split": split, "revision": revision},
+            **{"data_files": data_files, "streaming": streaming},
+        }
+
+    def settings_key(self) -> dict[str, Any] | None:
+        if self._load_arguments["data_files"] is not None:
+            return None  # local files are cheap to read, and change
+        return {
+            **{key: value for key, value in self._load_arguments.items() if key != "streaming"},
+            **{"text_field": self.text_field, "max_documents": self.max_documents},
+            **{"domain_field": self.domain_field, "start": self.document_start_pattern},
+        }
+
+    def documents(self) -> Iterator[Document]:
+        rows = self._rows()
+        texts = self._one_a_row(rows) if self.document_start_pattern is None else self._joined(rows)
+        num_documents = 0
+        for index, (domain, text) in enumerate(islice(texts, self.max_documents)):
+            num_documents += 1
+            yield Document(f"{self.path}/{self.split}/{index:09d}", domain, text.encode())
+        if num_documents == 0:
+            raise ValueError(f"The data set {self.path} has no rows in split {self.split!r}.")
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError(
+                "data=huggingface needs the package datasets, which is not installed; "
+                "run pip install 'longarch[huggingface]'."
+            ) from error
+        try:
+            yield from datasets.load_dataset(**self._load_arguments)
+        except Exception as error:  # every hub and file format has errors of its own
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"The data set {self.path} cannot be read: {reason}") from error
+
+    def _one_a_row(self, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+        for row in rows:
+            yield self._domain(row), self._column(row, self.text_field)
+
+    def _joined(self, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+        pattern = re.compile(self.document_start_pattern or "")
+        domain, parts = "", []
+        for row in rows:
+            text = self._column(row, self.text_field)
+            if pattern.match(text) and parts:
+                yield domain, "".join(parts)
+                parts = []
+            domain = domain if parts else self._domain(row)
+            parts.append(text)
+        if parts:
+            yield domain, "".join(parts)
+
+    def _domain(self, row: Mapping[str, Any]) -> str:
+        return self.path if self.domain_field is None else self._column(row, self.domain_field)
+
+    def _column(self, row: Mapping[str, Any], field: str) -> str:
+        value: Any = row
+        for key in field.split("."):
+            if not isinstance(value, Mapping) or key not in value:
+                valid = ", ".join(row)
+                raise ValueError(f"The data set {self.path} has no column {field!r}; it has {valid}.")
+            value = value[key]
+        return str(value)

@@ -1,0 +1,152 @@
+"""The needle format: a short key and a number, hidden in real text and asked for at the end.
+
+    ...text of one document...
+    # key qvd=4821
+    ...text of the same document...
+    # key qvd=
+
+The key stands directly before its value, so that a model whose reach within a layer is four tokens
+can tell the keys apart. The same text is used to train and to evaluate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tasks.data.corpus import Split
+from tasks.data.sampling import DocumentSampler
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+KEY_LETTERS, VALUE_DIGITS = 3, 4
+
+
+class Needles(NamedTuple):
+    """One context with its needles and queries.
+
+    tokens:        ids (context_tokens,); the last query's answer is its end.
+    needle_spans:  [start, stop) of each needle's line, in order of their position.
+    query_spans:   [start, stop) of each query up to its answer, in the order asked.
+    answer_spans:  [start, stop) of each answer, in the order asked.
+    depth_tokens:  where the line of the needle that is asked first begins.
+    """
+
+    tokens: np.ndarray
+    needle_spans: list[tuple[int, int]]
+    query_spans: list[tuple[int, int]]
+    answer_spans: list[tuple[int, int]]
+    depth_tokens: int
+
+
+class NeedleMaker:
+    """Draws contexts from a split's documents.
+
+    num_needles: lines hidden in a context, all with different keys. num_queries: how many of them
+    are asked for, one after another; the first is the one hidden at the depth that was asked.
+    Raises ValueError where num_queries is not between 1 and num_needles.
+    """
+
+    def __init__(self, *, split: Split, num_needles: int = 4, num_queries: int = 1) -> None:
+        if num_needles < 1:
+            raise ValueError(f"num_needles={num_needles} must be positive.")
+        if not 1 <= num_queries <= num_needles:
+            raise ValueError(f"num_queries={num_queries} must lie between 1 and num_needles={num_needles}.")
+        self.split, self.num_needles, self.num_queries = split, num_needles, num_queries
+        self._tokenizer = split.tokenizer
+        self._newline = self._encode("\n")
+        self._values = self._values_of_one_length()
+        self.answer_tokens = self._values.shape[1]
+        self._samplers: dict[int, DocumentSampler] = {}
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers a needle may hold: chance is one in so many."""
+        return len(self._values)
+
+    def check(self, context_tokens: int) -> None:
+        """Raises ValueError where no context of this length can be made."""
+        self._sampler(context_tokens)
+        self.draw(context_tokens, np.random.default_rng(0))
+
+    def draw(self, context_tokens: int, rng: np.random.Generator, depth: float | None = None) -> Needles:
+        """A context of exactly context_tokens tokens, answers included.
+
+        depth: of the needle asked first, 0 the beginning of the text and 1 its end; drawn uniformly
+        by default, as are all others'. A needle stands at the last line end before its depth.
+        Raises ValueError where the needles leave no room or no document is long enough."""
+        values = self._values[rng.integers(len(self._values), size=self.num_needles)]
+        prefixes = [self._encode(f"\n# key {key}=") for key in self._keys(rng)]
+        lines = [
+            np.concatenate([prefix, value, self._newline])
+            for prefix, value in zip(prefixes, values, strict=True)
+        ]
+        tail = lines[: self.num_queries]
+        num_tail = sum(len(line) for line in tail) - len(self._newline)
+        num_text = context_tokens - num_tail - sum(len(line) for line in lines)
+        if num_text < 1:
+            raise ValueError(
+                f"context_tokens={context_tokens} leaves no room for text beside {self.num_needles} needles "
+                f"and {self.num_queries} queries; use at least {context_tokens - num_text + 1}."
+            )
+        text = self._text(context_tokens, num_text, rng)
+        depths = rng.random(self.num_needles)
+        if depth is not None:
+            depths[0] = depth
+        order = np.argsort(depths, kind="stable")
+        positions = self._line_ends_before(text, depths[order])
+
+        pieces, needle_spans, depth_tokens, previous, length = [], [], 0, 0, 0
+        for index, position in zip(order, positions, strict=True):
+            pieces += [text[previous:position], lines[index]]
+            start = length + position - previous
+            length = start + len(lines[index])
+            needle_spans.append((start, length))
+            previous = position
+            if index == 0:
+                depth_tokens = start
+        pieces.append(text[previous:])
+        length += num_text - previous
+        query_spans, answer_spans = [], []
+        for prefix, line in zip(prefixes, tail, strict=False):
+            pieces.append(line)
+            query_spans.append((length, length + len(prefix)))
+            answer_spans.append((length + len(prefix), length + len(prefix) + self.answer_tokens))
+            length += len(line)
+        tokens = np.concatenate(pieces)[:context_tokens]
+        return Needles(tokens, needle_spans, query_spans, answer_spans, int(depth_tokens))
+
+    def _encode(self, text: str) -> np.ndarray:
+        return self._tokenizer.encode(text.encode()).tokens
+
+    def _values_of_one_length(self) -> np.ndarray:
+        """The 4-digit numbers (0000 to 9999) whose encoding has the commonest length, so that the
+        rows of a batch agree; at byte level all of them."""
+        encoded = [self._encode(f"{value:0{VALUE_DIGITS}d}") for value in range(10**VALUE_DIGITS)]
+        lengths = np.array([len(tokens) for tokens in encoded])
+        commonest = np.bincount(lengths).argmax()
+        return np.stack([tokens for tokens in encoded if len(tokens) == commonest])
+
+    def _keys(self, rng: np.random.Generator) -> list[str]:
+        keys: dict[str, None] = {}
+        while len(keys) < self.num_needles:
+            keys["".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=KEY_LETTERS))] = None
+        return list(keys)
+
+    def _sampler(self, context_tokens: int) -> DocumentSampler:
+        if context_tokens not in self._samplers:
+            # A document as long as the whole context leaves room for any text within it.
+            self._samplers[context_tokens] = DocumentSampler(self.split, min_tokens=context_tokens + 1)
+        return self._samplers[context_tokens]
+
+    def _text(self, context_tokens: int, num_text: int, rng: np.random.Generator) -> np.ndarray:
+        document = self.split.document(self._sampler(context_tokens).draw(rng))
+        start = int(rng.integers(1, len(document) - num_text + 1))  # after the document-start token
+        return np.asarray(document[start : start + num_text])
+
+    def _line_ends_before(self, text: np.ndarray, depths: np.ndarray) -> np.ndarray:
+        """Where to insert: depth 1 appends, any other walks back to a line end, or to the start."""
+        starts = np.concatenate([[0], np.flatnonzero(self._tokenizer.is_line_end[text]) + 1])
+        wanted = np.rint(depths * len(text)).astype(np.int64)
+        walked_back = starts[np.searchsorted(starts, wanted, side="right") - 1]
+        return np.where(depths >= 1.0, len(text), walked_back)

@@ -1,0 +1,170 @@
+"""Where documents come from: the installed packages, or a folder of text files."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import sysconfig
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+#: Folders that hold no source of the package itself, are optional in distributions' packages, or
+#: are left out of some (Debian and Fedora split idlelib, tkinter, turtledemo, distutils and others).
+EXCLUDED_FOLDERS = frozenset(
+    {
+        *("site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "_internal"),
+        *("idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "distutils", "lib-dynload"),
+        "pydoc_data",  # one generated file of documentation
+    }
+)
+
+#: Files that the build or the distribution writes, and turtle.py, which goes with tkinter.
+EXCLUDED_FILES = ("_sysconfigdata*", "sitecustomize.py", "usercustomize.py", "turtle.py")
+BUILD_FILES = frozenset({"torch/version.py"})
+
+
+class Document(NamedTuple):
+    """name: unique in its source, the same on every machine. domain: what it is compared within."""
+
+    name: str
+    domain: str
+    text: bytes
+
+
+class Source(ABC):
+    """An ordered set of documents."""
+
+    name: str
+
+    @abstractmethod
+    def documents(self) -> Iterator[Document]:
+        """Every document, in the same order each time. May be called more than once.
+
+        Raises ValueError with one sentence where there is nothing to read."""
+
+    def settings_key(self) -> dict[str, Any] | None:
+        """What stands for the content where reading it all again just to find the cache would be
+        too slow; None where the content itself is read."""
+        return None
+
+    @property
+    def skipped(self) -> list[str]:
+        """The names that the last `documents()` left out as unreadable."""
+        return []
+
+
+class InstalledPackages(Source):
+    """The *.py files of the running Python's standard library and of the installed torch package:
+    real code, nothing to download, identical for identical versions.
+
+    Domains "stdlib" and "torch"; names such as "stdlib/json/decoder.py". Tests, build products and
+    what distributions split off are left out.
+    """
+
+    name = "installed_packages"
+
+    def __init__(self) -> None:
+        self.roots = {
+            "stdlib": Path(sysconfig.get_paths()["stdlib"]),
+            "torch": Path(torch.__file__).parent,
+        }
+
+    def documents(self) -> Iterator[Document]:
+        num_documents = 0
+        for domain, root in self.roots.items():
+            for relative in sorted(_python_files(root)):
+                if f"{domain}/{relative}" in BUILD_FILES:
+                    continue
+                try:
+                    text = (root / relative).read_bytes()
+                except OSError as error:
+                    raise ValueError(f"{root / relative} cannot be read: {error.strerror}.") from error
+                num_documents += 1
+                yield Document(f"{domain}/{relative}", domain, text)
+        if num_documents == 0:
+            roots = " and ".join(str(root) for root in self.roots.values())
+            raise ValueError(f"There are no Python source files under {roots}; choose data=text_folder.")
+
+
+def _python_files(root: Path) -> Iterator[str]:
+    """Paths relative to `root`, with forward slashes."""
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [
+            name for name in subfolders if name not in EXCLUDED_FOLDERS and not name.startswith("config-")
+        ]
+        for name in files:
+            if name.endswith(".py") and not any(fnmatch.fnmatch(name, p) for p in EXCLUDED_FILES):
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+class TextFolder(Source):
+    """The files of any folder, recursively, whose name matches `pattern`, as UTF-8 text.
+
+    A file that is not text (a NUL byte, or not UTF-8) or cannot be read is an error that names it;
+    with skip_unreadable it is left out, counted in `skipped`. The domain is the first folder on the
+    way, else the folder's own name.
+    """
+
+    def __init__(self, path: str, pattern: str = "*", skip_unreadable: bool = False) -> None:
+        self.root = Path(path).expanduser()
+        self.name = f"text_folder:{self.root.resolve().name}"
+        self.pattern, self.skip_unreadable = pattern, skip_unreadable
+        self._skipped: list[str] = []
+
+    @property
+    def skipped(self) -> list[str]:
+        return list(self._skipped)
+
+    def documents(self) -> Iterator[Document]:
+        self._skipped = []
+        if not self.root.exists():
+            raise ValueError(f"data.path={self.root} does not exist.")
+        if not self.root.is_dir():
+            raise ValueError(f"data.path={self.root} is a file; give the folder that holds the text files.")
+        num_documents = 0
+        for relative in self._files():
+            try:
+                text = self._read(relative)
+            except ValueError:
+                if not self.skip_unreadable:
+                    raise
+                self._skipped.append(relative)
+                continue
+            num_documents += 1
+            parts = Path(relative).parts
+            yield Document(relative, parts[0] if len(parts) > 1 else self.root.resolve().name, text)
+        if num_documents == 0:
+            left_out = f" ({len(self._skipped)} unreadable files were left out)" if self._skipped else ""
+            raise ValueError(f"data.path={self.root} holds no text file matching {self.pattern!r}{left_out}.")
+
+    def _files(self) -> list[str]:
+        found, visited = [], set()
+
+        def fail(error: OSError) -> None:
+            raise ValueError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
+
+        for folder, subfolders, files in os.walk(self.root, onerror=fail, followlinks=True):
+            subfolders[:] = [n for n in subfolders if os.path.realpath(Path(folder) / n) not in visited]
+            visited.add(os.path.realpath(folder))
+            relative = [(Path(folder) / name).relative_to(self.root).as_posix() for name in files]
+            found += [name for name in relative if fnmatch.fnmatch(Path(name).name, self.pattern)]
+        return sorted(found)
+
+    def _read(self, relative: str) -> bytes:
+        path = self.root / relative
+        advice = "remove it, narrow data.pattern, or set data.skip_unreadable=true to leave such files out."
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error.strerror}); {advice}") from error
+        if b"\0" in text:
+            raise ValueError(f"{path} is a binary file, not text; {advice}")
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); {advice}") from error
+        return text

@@ -1,0 +1,191 @@
+"""The training stream: the same tokens in the same order for every architecture.
+
+A batch is a function of the settings and the step alone, so a run resumes at any step by asking for
+the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.data.corpus import Corpus, Split
+from tasks.data.needles import NeedleMaker
+from tasks.data.sampling import DocumentSampler
+
+#: Keeps the streams of one seed apart: training, and validation.
+TRAINING, VALIDATION = 0, 1
+
+
+class Batch(NamedTuple):
+    """tokens and targets (B, T) int64, weights (B, T) float32, on the CPU. Targets are the next
+    tokens; a weight of 0 leaves a position out of the loss."""
+
+    tokens: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """sequence_tokens is used until this fraction of the steps is done."""
+
+    until_fraction: float
+    sequence_tokens: int
+
+
+class TrainingStream:
+    """A mixture of windows of the training documents and of needle contexts made from them.
+
+    num_steps:          the steps of the whole run, which place the curriculum's stages.
+    batch_tokens:       tokens of a batch, whatever its sequence length (at least one row).
+    curriculum:         stages in order, as {until_fraction, sequence_tokens}; the last reaches 1.
+    needle_fraction:    share of the rows that are needle contexts.
+    num_needles, num_queries: see NeedleMaker; several queries a context make the signal denser.
+    answer_weight:      weight of an answer's tokens in the loss; corpus text has 1.
+    text_weight:        weight of the text around the needles. The needles' lines and the queries,
+                        which are drawn at random, have 0.
+    is_domain_balanced: every domain equally often; false draws text in proportion to its length.
+
+    Raises ValueError for settings that make no sense, and where no document is long enough for a
+    needle context.
+    """
+
+    def __init__(
+        self,
+        *,
+        corpus: Corpus,
+        num_steps: int,
+        batch_tokens: int,
+        curriculum: Sequence[Mapping[str, Any]],
+        needle_fraction: float = 0.5,
+        num_needles: int = 4,
+        num_queries: int = 4,
+        answer_weight: float = 8.0,
+        text_weight: float = 1.0,
+        is_domain_balanced: bool = True,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("num_steps", num_steps), ("batch_tokens", batch_tokens)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be positive.")
+        if not 0.0 <= needle_fraction <= 1.0:
+            raise ValueError(f"needle_fraction={needle_fraction} must lie between 0 and 1.")
+        if answer_weight < 0 or text_weight < 0:
+            raise ValueError(
+                f"answer_weight={answer_weight} and text_weight={text_weight} must not be negative."
+            )
+        self.corpus, self.num_steps, self.batch_tokens, self.seed = corpus, num_steps, batch_tokens, seed
+        self.needle_fraction = needle_fraction
+        self.answer_weight, self.text_weight = answer_weight, text_weight
+        self.stages = _stages(curriculum)
+        self._documents = DocumentSampler(corpus.train, is_domain_balanced=is_domain_balanced)
+        self._needles = NeedleMaker(split=corpus.train, num_needles=num_needles, num_queries=num_queries)
+        if needle_fraction > 0:
+            for sequence_tokens in self.trained_lengths_tokens:
+                self._needles.check(sequence_tokens + 1)
+
+    @property
+    def trained_lengths_tokens(self) -> tuple[int, ...]:
+        """The sequence lengths of the curriculum, ascending."""
+        return tuple(sorted({stage.sequence_tokens for stage in self.stages}))
+
+    def sequence_tokens_at(self, step: int) -> int:
+        """The sequence length of a step."""
+        for stage in self.stages:
+            if step < stage.until_fraction * self.num_steps:
+                return stage.sequence_tokens
+        return self.stages[-1].sequence_tokens
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; its first rows are needle contexts."""
+        sequence_tokens = self.sequence_tokens_at(step)
+        num_rows = max(1, self.batch_tokens // sequence_tokens)
+        rng = np.random.default_rng((self.seed, TRAINING, step))
+        # The share of needle rows is kept on average where it is not a whole number of rows.
+        num_needle_rows = int(self.needle_fraction * num_rows + rng.random())
+        ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
+        weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
+        for row in range(num_rows):
+            if row < num_needle_rows:
+                self._fill_needles(ids[row], weights[row], rng)
+            else:
+                fill_with_text(ids[row], weights[row], self.corpus.train, self._documents, rng)
+        return _batch(ids, weights)
+
+    def validation_batches(self, num_batches: int) -> list[Batch]:
+        """The same windows of validation text every time, at the longest trained length, without
+        needles."""
+        sequence_tokens = self.trained_lengths_tokens[-1]
+        num_rows = max(1, self.batch_tokens // sequence_tokens)
+        split = self.corpus.validation
+        documents = DocumentSampler(split)
+        batches = []
+        for index in range(num_batches):
+            rng = np.random.default_rng((self.seed, VALIDATION, index))
+            ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
+            weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
+            for row in range(num_rows):
+                fill_with_text(ids[row], weights[row], split, documents, rng)
+            batches.append(_batch(ids, weights))
+        return batches
+
+    def _fill_needles(self, ids: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> None:
+        needles = self._needles.draw(len(ids), rng)
+        ids[:] = needles.tokens
+        weights[:] = self.text_weight
+        # weights[i] belongs to the target ids[i + 1].
+        for start, stop in [*needles.needle_spans, *needles.query_spans]:
+            weights[max(start - 1, 0) : stop - 1] = 0.0
+        for start, stop in needles.answer_spans:
+            weights[start - 1 : stop - 1] = self.answer_weight
+            weights[stop - 1 : stop] = 0.0  # the line feed after an answer that is not the last
+
+
+def fill_with_text(
+    ids: np.ndarray, weights: np.ndarray, split: Split, documents: DocumentSampler, rng: np.random.Generator
+) -> None:
+    """Fills ids (T + 1,) with a window of one document, and with further documents where it is
+    shorter; weights (T,) become 0 where the target is another document's first token."""
+    filled = 0
+    while filled < len(ids):
+        document = split.document(documents.draw(rng))
+        room = len(ids) - filled
+        # Only a row's first document starts anywhere: one that follows starts at its beginning.
+        num_starts = max(1, len(document) - room + 1) if filled == 0 else 1
+        start = int(rng.integers(num_starts))
+        window = document[start : start + room]
+        ids[filled : filled + len(window)] = window
+        if filled:
+            weights[filled - 1] = 0.0
+        filled += len(window)
+
+
+def _batch(ids: np.ndarray, weights: np.ndarray) -> Batch:
+    return Batch(
+        torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy()), torch.from_numpy(weights)
+    )
+
+
+def _stages(curriculum: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
+    keys = {"until_fraction", "sequence_tokens"}
+    for stage in curriculum:
+        if set(stage) != keys:
+            raise ValueError(
+                f"curriculum: a stage has the keys {', '.join(sorted(keys))}, not {list(stage)}."
+            )
+    stages = tuple(Stage(**stage) for stage in curriculum)
+    if not stages:
+        raise ValueError("curriculum=[] needs at least one stage.")
+    for stage in stages:
+        if stage.sequence_tokens < 1:
+            raise ValueError(f"curriculum: sequence_tokens={stage.sequence_tokens} must be positive.")
+    fractions = [stage.until_fraction for stage in stages]
+    if fractions != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1.0:
+        raise ValueError(f"curriculum: until_fraction={fractions} must rise from above 0 to 1.")
+    return stages

@@ -1,0 +1,139 @@
+"""Text to token ids and back. Bytes by default; a tokenizer of the Hugging Face hub as an option."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+#: Names under which published tokenizers keep the token that starts a document.
+DOCUMENT_START_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "[CLS]", "</s>")
+
+
+class Encoding(NamedTuple):
+    """tokens: ids (T,). byte_lengths: the UTF-8 bytes that each token adds (T,), their sum the
+    bytes of the text; None where every token is one byte."""
+
+    tokens: np.ndarray
+    byte_lengths: np.ndarray | None
+
+
+class Tokenizer(ABC):
+    """name identifies the vocabulary and its rules: texts encoded under one name agree."""
+
+    name: str
+    vocab_size: int
+    document_start_id: int
+
+    @abstractmethod
+    def encode(self, text: bytes) -> Encoding:
+        """UTF-8 text to ids, without the document start."""
+
+    @abstractmethod
+    def decode(self, tokens: np.ndarray) -> bytes:
+        """Ids (T,) to UTF-8 text; document starts are left out."""
+
+    @property
+    @abstractmethod
+    def is_line_end(self) -> np.ndarray:
+        """For each id (V,), whether its text ends with a line feed."""
+
+    @property
+    def token_dtype(self) -> np.dtype:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+
+class ByteTokenizer(Tokenizer):
+    """256 bytes, and 256 for the start of a document."""
+
+    name = "byte"
+    vocab_size = 257
+    document_start_id = 256
+
+    def encode(self, text: bytes) -> Encoding:
+        return Encoding(np.frombuffer(text, dtype=np.uint8).astype(np.uint16), None)
+
+    def decode(self, tokens: np.ndarray) -> bytes:
+        tokens = np.asarray(tokens)
+        return tokens[tokens < 256].astype(np.uint8).tobytes()
+
+    @cached_property
+    def is_line_end(self) -> np.ndarray:
+        return np.arange(self.vocab_size) == ord("\n")
+
+
+class HubTokenizer(Tokenizer):
+    """A tokenizer.json, from a file or from the hub by its repository's name.
+
+    document_start: the token that starts a document; by default the first of
+    DOCUMENT_START_TOKENS that the vocabulary has, and an id of its own where it has none.
+    Raises ValueError where the package `tokenizers` is missing, the tokenizer cannot be had, or
+    document_start is not in it.
+    """
+
+    def __init__(self, path_or_name: str, document_start: str | None = None) -> None:
+        self._tokenizer = _load(path_or_name)
+        digest = hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
+        self.name = f"hub:{digest}"
+        candidates = DOCUMENT_START_TOKENS if document_start is None else (document_start,)
+        ids = [self._tokenizer.token_to_id(token) for token in candidates]
+        known = [i for i in ids if i is not None]
+        if document_start is not None and not known:
+            raise ValueError(f"document_start={document_start!r} is not a token of {path_or_name}.")
+        largest = max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.document_start_id = known[0] if known else largest + 1
+        self.vocab_size = max(largest, self.document_start_id) + 1
+
+    def encode(self, text: bytes) -> Encoding:
+        string = text.decode("utf-8", errors="replace")
+        encoding = self._tokenizer.encode(string, add_special_tokens=False)
+        tokens = np.array(encoding.ids, dtype=self.token_dtype)
+        # Offsets count characters. A token is charged the bytes up to its end that no earlier one
+        # was: the white space a tokenizer drops goes to the next token, at the very end to the last.
+        widths = np.array([len(character.encode()) for character in string], dtype=np.int64)
+        bytes_before = np.concatenate([[0], np.cumsum(widths)])
+        char_ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
+        byte_ends = np.maximum.accumulate(bytes_before[char_ends]) if len(tokens) else char_ends
+        if len(tokens):
+            byte_ends[-1] = bytes_before[-1]
+        return Encoding(tokens, np.diff(byte_ends, prepend=0).astype(np.uint32))
+
+    def decode(self, tokens: np.ndarray) -> bytes:
+        ids = [int(i) for i in np.asarray(tokens) if int(i) != self.document_start_id]
+        return self._tokenizer.decode(ids, skip_special_tokens=False).encode()
+
+    @cached_property
+    def is_line_end(self) -> np.ndarray:
+        texts = self._tokenizer.decode_batch([[i] for i in range(self.vocab_size)])
+        return np.array([text.endswith("\n") for text in texts])
+
+
+def make_tokenizer(name: str) -> Tokenizer:
+    """ "byte", or the path of a tokenizer.json, or a repository's name on the hub."""
+    return ByteTokenizer() if name == "byte" else HubTokenizer(name)
+
+
+def _load(path_or_name: str):
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ValueError(
+            f"The tokenizer {path_or_name!r} needs the package tokenizers, which is not installed; "
+            "run pip install 'longarch[huggingface]', or choose data.tokenizer=byte."
+        ) from error
+    path = Path(path_or_name).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        if path.is_file():
+            return tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_pretrained(path_or_name)
+    except Exception as error:  # the package raises bare Exception for every failure
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"The tokenizer {path_or_name!r} is neither a readable tokenizer.json nor on the hub: {reason}."
+        ) from error
