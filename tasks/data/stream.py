@@ -6,7 +6,7 @@ the next one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,6 +51,7 @@ class TrainingStream:
     text_weight:        weight of the text around the needles. The needles' lines and the queries,
                         which are drawn at random, have 0.
     is_domain_balanced: every domain equally often; false draws text in proportion to its length.
+    num_validation_batches: of validation text, for the validation loss.
 
     Raises ValueError for settings that make no sense, and where no document is long enough for a
     needle context.
@@ -69,9 +70,14 @@ class TrainingStream:
         answer_weight: float = 8.0,
         text_weight: float = 1.0,
         is_domain_balanced: bool = True,
+        num_validation_batches: int = 4,
         seed: int = 0,
     ) -> None:
-        for name, value in (("num_steps", num_steps), ("batch_tokens", batch_tokens)):
+        for name, value in (
+            ("num_steps", num_steps),
+            ("batch_tokens", batch_tokens),
+            ("num_validation_batches", num_validation_batches),
+        ):
             if value < 1:
                 raise ValueError(f"{name}={value} must be positive.")
         if not 0.0 <= needle_fraction <= 1.0:
@@ -81,10 +87,11 @@ class TrainingStream:
                 f"answer_weight={answer_weight} and text_weight={text_weight} must not be negative."
             )
         self.corpus, self.num_steps, self.batch_tokens, self.seed = corpus, num_steps, batch_tokens, seed
-        self.needle_fraction = needle_fraction
+        self.needle_fraction, self.num_validation_batches = needle_fraction, num_validation_batches
         self.answer_weight, self.text_weight = answer_weight, text_weight
         self.stages = _stages(curriculum)
         self._documents = DocumentSampler(corpus.train, is_domain_balanced=is_domain_balanced)
+        self._validation_documents = DocumentSampler(corpus.validation, is_domain_balanced=is_domain_balanced)
         self._needles = NeedleMaker(split=corpus.train, num_needles=num_needles, num_queries=num_queries)
         if needle_fraction > 0:
             for sequence_tokens in self.trained_lengths_tokens:
@@ -118,22 +125,20 @@ class TrainingStream:
                 fill_with_text(ids[row], weights[row], self.corpus.train, self._documents, rng)
         return _batch(ids, weights)
 
-    def validation_batches(self, num_batches: int) -> list[Batch]:
-        """The same windows of validation text every time, at the longest trained length, without
-        needles."""
+    def validation_batches(self) -> Iterator[Batch]:
+        """The same windows of validation text every time and for every seed, at the longest trained
+        length, without needles."""
         sequence_tokens = self.trained_lengths_tokens[-1]
         num_rows = max(1, self.batch_tokens // sequence_tokens)
-        split = self.corpus.validation
-        documents = DocumentSampler(split)
-        batches = []
-        for index in range(num_batches):
-            rng = np.random.default_rng((self.seed, VALIDATION, index))
+        for index in range(self.num_validation_batches):
+            rng = np.random.default_rng((0, VALIDATION, index))
             ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
             weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
             for row in range(num_rows):
-                fill_with_text(ids[row], weights[row], split, documents, rng)
-            batches.append(_batch(ids, weights))
-        return batches
+                fill_with_text(
+                    ids[row], weights[row], self.corpus.validation, self._validation_documents, rng
+                )
+            yield _batch(ids, weights)
 
     def _fill_needles(self, ids: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> None:
         needles = self._needles.draw(len(ids), rng)

@@ -1,0 +1,174 @@
+"""Needle in a haystack: a key and a 4-digit number hidden in real text, asked for at the end.
+
+The format is that of tasks.data.needles, with the text of the test split. Each cell of the grid of
+lengths and depths has its own examples, the same for every architecture.
+
+Metrics of a point (cell: context_tokens, depth):
+    accuracy                     share of answers that greedy decoding gives exactly
+    accuracy_low, accuracy_high  95% Wilson interval
+    num_examples
+    answer_log_probability_nats  mean log-probability of the whole answer, teacher forced
+    chance_accuracy              of a number drawn at random
+    achieved_depth_tokens        mean number of tokens before the needle's line
+    is_trained_length            1 where the context is no longer than the longest trained sequence
+Samples: is_correct, answer_log_probability_nats, depth_tokens, one an example.
+Details: num_needles, copy_chance_accuracy (of copying any needle of the context, without matching
+the key), note, adaptation (of an adaptive model, else null).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archs.base import SequenceModel, State, clone_state
+from tasks.base import Measurement, Task, TaskInputs, require_positive
+from tasks.data.needles import NeedleMaker
+from tasks.statistics import wilson_interval
+
+NOTE = (
+    "chance_accuracy is that of a number drawn at random; a model that copies one of the context's "
+    "numbers without matching the key reaches copy_chance_accuracy."
+)
+
+
+class Examples(NamedTuple):
+    """tokens (B, T) with the answer as their end; depth_tokens one a row."""
+
+    tokens: Tensor
+    depth_tokens: list[int]
+
+
+class Needle(Task):
+    """See the module.
+
+    lengths_tokens: whole contexts, query and answer included. depths: 0 is the beginning of the
+    text, 1 its end. num_examples: a cell. num_needles: lines hidden in a context, one of which is
+    asked for. batch_tokens: of the contexts run side by side (one at least). chunk_tokens: of one
+    prefill call.
+    Raises ValueError where a number is not positive or a depth is not between 0 and 1.
+    """
+
+    name = "needle"
+
+    def __init__(
+        self,
+        *,
+        lengths_tokens: Sequence[int],
+        depths: Sequence[float],
+        num_examples: int = 20,
+        num_needles: int = 4,
+        batch_tokens: int = 16384,
+        chunk_tokens: int = 1024,
+    ) -> None:
+        if not lengths_tokens or not depths:
+            raise ValueError(
+                f"lengths_tokens={list(lengths_tokens)} and depths={list(depths)} need one value at least."
+            )
+        for length in lengths_tokens:
+            require_positive(lengths_tokens=length)
+        for depth in depths:
+            if not 0.0 <= depth <= 1.0:
+                raise ValueError(f"depth={depth} must lie between 0 and 1.")
+        require_positive(num_examples=num_examples, num_needles=num_needles)
+        require_positive(batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
+        self.lengths_tokens, self.depths = sorted(set(lengths_tokens)), sorted(set(depths))
+        self.num_examples, self.num_needles = num_examples, num_needles
+        self.batch_tokens, self.chunk_tokens = batch_tokens, chunk_tokens
+
+    def cells(self) -> list[dict[str, Any]]:
+        return [
+            {"context_tokens": length, "depth": float(depth)}
+            for length in self.lengths_tokens
+            for depth in self.depths
+        ]
+
+    def prepare(self, inputs: TaskInputs) -> None:
+        """Raises ValueError where a length leaves no room for the needles, or no test document is
+        as long."""
+        self._device, self._seed = inputs.device, inputs.seed
+        self._longest_trained_tokens = max(inputs.trained_lengths_tokens, default=0)
+        self._maker = NeedleMaker(split=inputs.corpus.test, num_needles=self.num_needles)
+        for length in self.lengths_tokens:
+            self._maker.check(length)
+
+    @torch.no_grad()
+    def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
+        is_correct: list[int] = []
+        log_probabilities: list[float] = []
+        depth_tokens: list[int] = []
+        for examples in self._batches(cell["context_tokens"], cell["depth"]):
+            correct, scores = self._answer(model, examples.tokens.to(self._device))
+            is_correct += [int(value) for value in correct.tolist()]
+            log_probabilities += scores.tolist()
+            depth_tokens += examples.depth_tokens
+        low, high = wilson_interval(sum(is_correct), len(is_correct))
+        return Measurement(
+            metrics={
+                "accuracy": sum(is_correct) / len(is_correct),
+                "accuracy_low": low,
+                "accuracy_high": high,
+                "num_examples": len(is_correct),
+                "answer_log_probability_nats": float(np.mean(log_probabilities)),
+                "chance_accuracy": 1 / self._maker.num_values,
+                "achieved_depth_tokens": float(np.mean(depth_tokens)),
+                "is_trained_length": int(cell["context_tokens"] <= self._longest_trained_tokens),
+            },
+            samples={
+                "is_correct": is_correct,
+                "answer_log_probability_nats": log_probabilities,
+                "depth_tokens": depth_tokens,
+            },
+            details={
+                "num_needles": self.num_needles,
+                "copy_chance_accuracy": 1 / self.num_needles,
+                "note": NOTE,
+                "adaptation": "mixture that dispatch chose" if model.is_adaptive else None,
+            },
+        )
+
+    def _batches(self, context_tokens: int, depth: float) -> Iterator[Examples]:
+        """The cell's examples, a function of the seed and the cell alone."""
+        num_rows = max(1, self.batch_tokens // context_tokens)
+        for first in range(0, self.num_examples, num_rows):
+            drawn = []
+            for index in range(first, min(first + num_rows, self.num_examples)):
+                rng = np.random.default_rng((self._seed, context_tokens, round(depth * 10**6), index))
+                drawn.append(self._maker.draw(context_tokens, rng, depth))
+            tokens = torch.from_numpy(np.stack([needles.tokens for needles in drawn]).astype(np.int64))
+            yield Examples(tokens, [needles.depth_tokens for needles in drawn])
+
+    def _answer(self, model: SequenceModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether greedy decoding gives each row's answer (B,), and its log-probability (B,)."""
+        num_answer = self._maker.answer_tokens
+        prompt, answer = tokens[:, :-num_answer], tokens[:, -num_answer:]
+        logits, state = self._prefill(model, prompt, context_tokens=tokens.shape[1])
+
+        forced = [logits]
+        if num_answer > 1:
+            later, _ = model.prefill(answer[:, :-1], clone_state(state), num_logits=num_answer - 1)
+            forced.append(later)
+        log_softmax = torch.cat(forced, dim=1).double().log_softmax(-1)
+        log_probability = log_softmax.gather(-1, answer[..., None])[..., 0].sum(1)
+
+        token = logits[:, -1].argmax(-1)
+        decoded = [token]
+        for _ in range(num_answer - 1):
+            logits, state = model.decode(token, state)
+            token = logits.argmax(-1)
+            decoded.append(token)
+        return (torch.stack(decoded, dim=1) == answer).all(1), log_probability
+
+    def _prefill(self, model: SequenceModel, prompt: Tensor, context_tokens: int) -> tuple[Tensor, State]:
+        """The prompt in chunks; logits (B, 1, V) of its last token."""
+        state = model.init_state(prompt.shape[0], context_tokens)
+        if model.is_adaptive:
+            state = model.dispatch(prompt, state)
+        chunks = prompt.split(self.chunk_tokens, dim=1)
+        for chunk in chunks[:-1]:
+            _, state = model.prefill(chunk, state, num_logits=0)
+        return model.prefill(chunks[-1], state, num_logits=1)

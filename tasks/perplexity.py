@@ -1,0 +1,198 @@
+"""Bits per byte and perplexity of real documents, by context length and by position.
+
+The same text is scored at every context length: its first max(context_lengths_tokens) tokens, cut
+into windows that each begin from an empty state. What changes from one length to the next is how
+much of the past the model may use, and nothing else.
+
+Metrics of a point (cell: context_tokens):
+    bits_per_byte                          of all scored text
+    bits_per_byte_low, bits_per_byte_high  95% bootstrap over documents; null for a single document
+    perplexity                             exp of the mean loss a token
+    num_documents, num_tokens              scored
+Samples: document_nll_nats, document_bytes, document_tokens, one a document; bucket_start_tokens,
+bucket_end_tokens (exclusive) and bucket_loss_nats, the mean loss of the tokens that have between
+start and end tokens of their window before them.
+Details: domains (bits per byte of each), adaptation (which expert an adaptive model used, or null).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from archs.base import SequenceModel
+from tasks.base import Measurement, Task, TaskInputs, require_positive
+from tasks.data.corpus import Split
+from tasks.statistics import bootstrap_ratio_interval
+
+#: Elements of the logits that a chunk may hold: 128 MiB in float32.
+MAX_LOGITS = 2**25
+
+
+class Window(NamedTuple):
+    """Targets [start, start + length) of a document, counted from its second token."""
+
+    document: int
+    start: int
+    length: int
+
+
+class Perplexity(Task):
+    """See the module.
+
+    context_lengths_tokens: window lengths. num_documents: of the test split, the same number of
+    each domain as far as they go; fewer where fewer are long enough. num_buckets: of positions, at
+    most. batch_tokens: of the windows scored side by side (one window at least). chunk_tokens: of
+    one prefill call, so that memory does not grow with the window.
+    Raises ValueError where a number is not positive.
+    """
+
+    name = "perplexity"
+
+    def __init__(
+        self,
+        *,
+        context_lengths_tokens: Sequence[int],
+        num_documents: int = 16,
+        num_buckets: int = 12,
+        batch_tokens: int = 8192,
+        chunk_tokens: int = 1024,
+    ) -> None:
+        if not context_lengths_tokens:
+            raise ValueError("context_lengths_tokens=[] needs at least one length.")
+        for length in context_lengths_tokens:
+            require_positive(context_lengths_tokens=length)
+        require_positive(num_documents=num_documents, num_buckets=num_buckets)
+        require_positive(batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
+        self.context_lengths_tokens = sorted(set(context_lengths_tokens))
+        self.num_documents, self.num_buckets = num_documents, num_buckets
+        self.batch_tokens, self.chunk_tokens = batch_tokens, chunk_tokens
+
+    def cells(self) -> list[dict[str, Any]]:
+        return [{"context_tokens": length} for length in self.context_lengths_tokens]
+
+    def prepare(self, inputs: TaskInputs) -> None:
+        """Raises ValueError where no test document is as long as the longest context."""
+        self._device, self._seed = inputs.device, inputs.seed
+        split, num_tokens = inputs.corpus.test, self.context_lengths_tokens[-1]
+        documents = pick_documents(split, min_tokens=num_tokens + 1, num_documents=self.num_documents)
+        self._domains = [split.domains[i] for i in documents]
+        self._bytes = [split.num_bytes(i, 1, num_tokens + 1) for i in documents]
+        rows = [split.document(i)[: num_tokens + 1].astype(np.int64) for i in documents]
+        self._tokens = torch.from_numpy(np.stack(rows))  # (documents, tokens + 1)
+
+    @torch.no_grad()
+    def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
+        context_tokens = cell["context_tokens"]
+        losses = np.full((len(self._domains), self.context_lengths_tokens[-1]), np.nan)
+        for batch in self._batches(context_tokens, by_domain=model.is_adaptive):
+            batch_losses = self._score(model, batch).double().cpu().numpy()
+            for window, row in zip(batch, batch_losses, strict=True):
+                losses[window.document, window.start : window.start + window.length] = row
+        return self._summary(losses, context_tokens, is_adaptive=model.is_adaptive)
+
+    def _batches(self, context_tokens: int, *, by_domain: bool) -> Iterator[list[Window]]:
+        """Windows of equal length (and domain) together; every token stands in exactly one."""
+        num_tokens = self._tokens.shape[1] - 1
+        groups: dict[tuple[int, str], list[Window]] = {}
+        for document, domain in enumerate(self._domains):
+            for start in range(0, num_tokens, context_tokens):
+                length = min(context_tokens, num_tokens - start)
+                key = (length, domain if by_domain else "")
+                groups.setdefault(key, []).append(Window(document, start, length))
+        for (length, _), windows in groups.items():
+            num_rows = max(1, self.batch_tokens // length)
+            for first in range(0, len(windows), num_rows):
+                yield windows[first : first + num_rows]
+
+    def _score(self, model: SequenceModel, batch: list[Window]) -> Tensor:
+        """Loss in nats of every target of the windows (rows, length)."""
+        length = batch[0].length
+        rows = torch.stack([self._tokens[w.document, w.start : w.start + length + 1] for w in batch])
+        tokens, targets = rows[:, :-1].to(self._device), rows[:, 1:].to(self._device)
+        chunk = max(1, min(self.chunk_tokens, MAX_LOGITS // (len(batch) * model.vocab_size)))
+        state = model.init_state(len(batch), length)
+        if model.is_adaptive:
+            state = model.select_domain(self._domains[batch[0].document], state)
+        losses = []
+        for first in range(0, length, chunk):
+            part = slice(first, first + chunk)
+            logits, state = model.prefill(tokens[:, part], state, num_logits=tokens[:, part].shape[1])
+            log_probabilities = logits.float().log_softmax(-1)
+            losses.append(-log_probabilities.gather(-1, targets[:, part, None])[..., 0])
+        return torch.cat(losses, dim=1)
+
+    def _summary(self, losses: np.ndarray, context_tokens: int, *, is_adaptive: bool) -> Measurement:
+        document_nats = losses.sum(axis=1)
+        nats_per_byte = float(document_nats.sum() / sum(self._bytes))
+        interval = bootstrap_ratio_interval(document_nats.tolist(), self._bytes, seed=self._seed)
+        low, high = (None, None) if interval is None else (value / math.log(2) for value in interval)
+        domains = {}
+        for domain in sorted(set(self._domains)):
+            rows = [row for row, name in enumerate(self._domains) if name == domain]
+            num_bytes = sum(self._bytes[row] for row in rows)
+            domains[domain] = float(document_nats[rows].sum()) / num_bytes / math.log(2)
+        mean_nats = float(losses.mean())
+        edges = bucket_edges(context_tokens, self.num_buckets)
+        positions = np.arange(losses.shape[1]) % context_tokens
+        buckets = [(positions >= a) & (positions < b) for a, b in pairwise(edges)]
+        return Measurement(
+            metrics={
+                "bits_per_byte": nats_per_byte / math.log(2),
+                "bits_per_byte_low": low,
+                "bits_per_byte_high": high,
+                "perplexity": math.exp(mean_nats) if mean_nats < 700 else math.inf,
+                "num_documents": len(self._domains),
+                "num_tokens": int(losses.size),
+            },
+            samples={
+                "document_nll_nats": document_nats.tolist(),
+                "document_bytes": list(self._bytes),
+                "document_tokens": [losses.shape[1]] * len(self._domains),
+                "bucket_start_tokens": edges[:-1],
+                "bucket_end_tokens": edges[1:],
+                "bucket_loss_nats": [float(losses[:, bucket].mean()) for bucket in buckets],
+            },
+            details={
+                "domains": domains,
+                "adaptation": "expert of the document's domain" if is_adaptive else None,
+            },
+        )
+
+
+def bucket_edges(context_tokens: int, num_buckets: int) -> list[int]:
+    """Rising edges from 0 to context_tokens, evenly spaced in the logarithm of the position; fewer
+    than num_buckets + 1 where whole numbers leave no more."""
+    if num_buckets == 1:
+        return [0, context_tokens]
+    inner = np.rint(np.geomspace(1, context_tokens, num_buckets)).astype(int).tolist()
+    return sorted({0, *inner, context_tokens})
+
+
+def pick_documents(split: Split, *, min_tokens: int, num_documents: int) -> list[int]:
+    """Documents of at least min_tokens tokens, taken from the domains in turn, within a domain in
+    the order of a hash of their names. Raises ValueError where there is none."""
+    queues: dict[str, list[int]] = {}
+    for index in np.flatnonzero(split.lengths_tokens >= min_tokens).tolist():
+        queues.setdefault(split.domains[index], []).append(index)
+    if not queues:
+        name, tokens = split.longest
+        raise ValueError(
+            f"No document of the {split.name} split has the {min_tokens} tokens that a context of "
+            f"{min_tokens - 1} needs; the longest is {name} with {tokens}."
+        )
+    for queue in queues.values():
+        queue.sort(key=lambda i: hashlib.sha256(split.names[i].encode()).digest(), reverse=True)
+    picked: list[int] = []
+    while len(picked) < num_documents and any(queues.values()):
+        for domain in sorted(queues):
+            if queues[domain] and len(picked) < num_documents:
+                picked.append(queues[domain].pop())
+    return picked
