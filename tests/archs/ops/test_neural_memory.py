@@ -25,7 +25,9 @@ def start_state(matrices: list[Tensor], batch_size: int) -> NeuralMemoryState:
     )
 
 
-def random_case(depth: int = 2, num_tokens: int = 21, is_grad: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+def random_case(
+    depth: int = 2, num_tokens: int = 21, is_grad: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
     """q, k, v, decay, step size, momentum of 2 rows and 3 heads of width 4; and the matrices."""
     generator = torch.Generator().manual_seed(depth)
 
@@ -67,9 +69,7 @@ def test_implementations_agree_forward_and_backward(depth: int, chunk_tokens: in
     for implementation in IMPLEMENTATIONS:
         inputs, matrices = random_case(depth, num_tokens=11, is_grad=True)
         state = start_state(matrices, 2)
-        y, state = neural_memory(
-            *inputs, state, 0, chunk_tokens=chunk_tokens, implementation=implementation
-        )
+        y, state = neural_memory(*inputs, state, 0, chunk_tokens=chunk_tokens, implementation=implementation)
         loss = y.square().sum() + sum(w.square().sum() for w in state.weights + state.momentum)
         results.append((y, *torch.autograd.grad(loss, inputs + matrices)))
     for expected, value in zip(*results, strict=True):

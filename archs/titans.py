@@ -1,0 +1,254 @@
+"""Titans' long-term memory as a mixer (Behrouz et al. 2025, arXiv 2501.00663, sections 3 and 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from archs.base import Flops, Mixer, Phase, accumulation_dtype
+from archs.layers import CausalConvolution
+from archs.ops.neural_memory import NeuralMemoryState, neural_memory
+
+
+class MemoryState(NamedTuple):
+    """memory: the op's state, (B, H, in, out) a layer; tails (B, D, W) of the convolutions."""
+
+    memory: NeuralMemoryState
+    tails: tuple[Tensor, ...]
+    num_tokens: int
+
+
+class NeuralMemory(nn.Module):
+    """Projections, gates and learned start around the operation `neural_memory`: what the Titans
+    architectures share.
+
+    q, k and v are projected and, with `conv_width` > 0, pass a depthwise causal convolution
+    (section 4.4), each then a SiLU; q and k are normalised to unit length. Every head's memory is
+    a network of `memory_depth` matrices with hidden width `memory_expansion` times the head's.
+    Decay, step size and momentum are sigmoids of a linear map of the input, one value a token and
+    head; the step size is scaled to `max_step_size`. That ceiling and the starting values of the
+    gates are this project's: the paper gives none, and a chunk's gradients, all taken at one
+    point, overshoot when their steps add up.
+
+    use_momentum, use_decay: the paper's ablations (its Table 5); False holds the gate at zero.
+    Raises ValueError where a size makes no sense.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        memory_depth: int = 2,
+        memory_expansion: int = 2,
+        chunk_tokens: int = 16,
+        use_momentum: bool = True,
+        use_decay: bool = True,
+        conv_width: int = 4,
+        max_step_size: float = 0.1,
+        implementation: str = "auto",
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or d_model % num_heads:
+            raise ValueError(f"num_heads={num_heads} must divide d_model={d_model}")
+        if not 1 <= memory_depth <= 4:
+            raise ValueError(f"memory_depth={memory_depth} must lie between 1 and 4")
+        for name, value in (("memory_expansion", memory_expansion), ("chunk_tokens", chunk_tokens)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be positive")
+        if max_step_size <= 0:
+            raise ValueError(f"max_step_size={max_step_size} must be positive")
+        self.d_model, self.num_heads, self.head_width = d_model, num_heads, d_model // num_heads
+        self.chunk_tokens, self.max_step_size = chunk_tokens, max_step_size
+        self.use_momentum, self.use_decay = use_momentum, use_decay
+        self.implementation = implementation
+        self.projections = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(3))
+        self.convs = nn.ModuleList(
+            CausalConvolution(d_model=d_model, width=conv_width) for _ in range(3 if conv_width else 0)
+        )
+        self.gates = nn.Linear(d_model, 3 * num_heads)  # decay, step size, momentum
+        hidden = memory_expansion * self.head_width
+        widths = [self.head_width] + [hidden] * (memory_depth - 1) + [self.head_width]
+        self.start = nn.ParameterList(
+            torch.randn(num_heads, rows, columns) / math.sqrt(rows)
+            for rows, columns in zip(widths, widths[1:], strict=False)
+        )
+        nn.init.normal_(self.gates.weight, std=d_model**-0.5)
+        with torch.no_grad():  # sigmoid: decay 0.7%, half the largest step, momentum 0.5
+            self.gates.bias.copy_(torch.tensor([-5.0, 0.0, 0.0]).repeat_interleave(num_heads))
+
+    def project(self, which: int, x: Tensor, tail: Tensor | None = None) -> Tensor:
+        """(B, C, D) -> q (which 0), k (1) or v (2), (B, C, H, K); updates `tail` in place."""
+        x = self.projections[which](x)
+        if self.convs:
+            conv = self.convs[which]
+            x = conv(x) if tail is None else conv.prefill(x, tail)[0]
+        x = F.silu(x).unflatten(-1, (self.num_heads, -1))
+        return x if which == 2 else F.normalize(x, dim=-1)
+
+    def step(
+        self, x: Tensor, memory: NeuralMemoryState, position: int, tails: Sequence[Tensor] | None
+    ) -> tuple[Tensor, NeuralMemoryState]:
+        """Writes (B, C, D) and reads it back, (B, C, D): a token sees itself written.
+
+        `position` tokens of the open chunk are already written; `tails` are those of q, k and v,
+        None at the start of a text whose state nobody keeps."""
+        tails = tails or (None, None, None)
+        qkv = [self.project(which, x, tail) for which, tail in enumerate(tails)]
+        gates = self.gates(x).to(memory.weights[0].dtype).sigmoid()
+        decay, step_size, momentum = gates.chunk(3, dim=-1)
+        y, memory = neural_memory(
+            *qkv,
+            decay if self.use_decay else torch.zeros_like(decay),
+            self.max_step_size * step_size,
+            momentum if self.use_momentum else torch.zeros_like(momentum),
+            memory,
+            position,
+            chunk_tokens=self.chunk_tokens,
+            implementation=self.implementation,
+        )
+        return y.flatten(2), memory
+
+    def init_memory(self, batch_size: int) -> NeuralMemoryState:
+        """The learned start for every row; differentiable with respect to it."""
+        dtype = accumulation_dtype(self.start[0].dtype)
+        start, weights = (
+            tuple(w.to(dtype).expand(batch_size, *w.shape).clone() for w in self.start) for _ in range(2)
+        )
+        return NeuralMemoryState(start, weights, tuple(torch.zeros_like(w) for w in weights))
+
+    def init_tails(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Zero tails of the convolutions on q, k and v; none where there are none."""
+        return tuple(conv.init_tail(batch_size) for conv in self.convs)
+
+    def weight_bytes(self, batch_size: int) -> int:
+        """Bytes of one copy of the memory's weights, B H P elements."""
+        dtype = accumulation_dtype(self.start[0].dtype)
+        return batch_size * sum(w.numel() for w in self.start) * dtype.itemsize
+
+    def flops_per_token(self, written_together: int) -> float:
+        """Projections, convolutions, gates, and the memory: with P weights a head, P1 of them in
+        the first layer, and b tokens written together, 12 P - 2 P1 + 2 b sum(in + out) a head.
+        Elementwise work is not counted.
+
+        The gradient takes 2 P forward and 2 (P - P1) back, its sums into weights and momentum 4 P,
+        the queries' products with both 4 P, the b x b products 2 b (in + out) a layer. A token on
+        its own needs one sum and one product of the query: 8 P - 2 P1."""
+        num_weights = sum(w.numel() for w in self.start)
+        memory = 8.0 * num_weights - 2.0 * self.start[0].numel()
+        if written_together > 1:
+            widths = self.num_heads * sum(w.shape[1] + w.shape[2] for w in self.start)
+            memory += 4.0 * num_weights + 2.0 * written_together * widths
+        linear = sum(layer.weight.numel() for layer in (*self.projections, self.gates))
+        return memory + 2.0 * linear + sum(conv.flops_per_token() for conv in self.convs)
+
+    def flops(self, context_tokens: int, phase: Phase) -> float:
+        """Of `step` over `context_tokens` tokens in prefill, of one token in decode."""
+        if phase == "decode":
+            return self.flops_per_token(1)
+        rest = context_tokens % self.chunk_tokens
+        whole = (context_tokens - rest) * self.flops_per_token(self.chunk_tokens)
+        return whole + rest * self.flops_per_token(rest)
+
+
+class TitansLMM(Mixer):
+    """The long-term memory alone (section 4.3: "LMM", no attention): o = W_o(norm(y) * silu(W_g x))
+    with y the memory's answer, normalised in every head, and the gating that section 4.4 asks for.
+    See NeuralMemory for the settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        memory_depth: int = 2,
+        memory_expansion: int = 2,
+        chunk_tokens: int = 16,
+        use_momentum: bool = True,
+        use_decay: bool = True,
+        conv_width: int = 4,
+        max_step_size: float = 0.1,
+        norm_eps: float = 1e-6,
+        implementation: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.memory = NeuralMemory(
+            d_model=d_model,
+            num_heads=num_heads,
+            memory_depth=memory_depth,
+            memory_expansion=memory_expansion,
+            chunk_tokens=chunk_tokens,
+            use_momentum=use_momentum,
+            use_decay=use_decay,
+            conv_width=conv_width,
+            max_step_size=max_step_size,
+            implementation=implementation,
+        )
+        self.norm = nn.RMSNorm(d_model // num_heads, eps=norm_eps)
+        self.gate_proj = nn.Linear(d_model, d_model, bias=False)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def _output(self, y: Tensor, x: Tensor) -> Tensor:
+        y = self.norm(y.unflatten(-1, (self.memory.num_heads, -1))).flatten(-2)
+        return self.o_proj(y * F.silu(self.gate_proj(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.memory.step(x, self.memory.init_memory(x.shape[0]), 0, None)
+        return self._output(y, x)
+
+    def init_state(self, batch_size: int, max_context_tokens: int) -> MemoryState:
+        del max_context_tokens
+        with torch.no_grad():
+            memory = self.memory.init_memory(batch_size)
+        return MemoryState(memory, self.memory.init_tails(batch_size), 0)
+
+    def prefill(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        position = state.num_tokens % self.memory.chunk_tokens
+        y, memory = self.memory.step(x, state.memory, position, state.tails)
+        return self._output(y, x), MemoryState(memory, state.tails, state.num_tokens + x.shape[1])
+
+    def decode(self, x: Tensor, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        y, state = self.prefill(x[:, None], state)
+        return y[:, 0], state
+
+    def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
+        """3 B H P elements (weights at the chunk's start, weights now, momentum), and the tails."""
+        del context_tokens
+        tails = sum(conv.tail_bytes(batch_size) for conv in self.memory.convs)
+        return 3 * self.memory.weight_bytes(batch_size) + tails
+
+    def flops(self, context_tokens: int, phase: Phase) -> Flops:
+        """NeuralMemory's, and 4 D^2 a token for gate and output."""
+        num_tokens = context_tokens if phase == "prefill" else 1
+        outer = 2.0 * (self.gate_proj.weight.numel() + self.o_proj.weight.numel())
+        return Flops(matmul=self.memory.flops(context_tokens, phase) + num_tokens * outer)
+
+
+class MemoryGate(nn.Module):
+    """The gating of attention's output y and the memory's m, each normalised with learned weights:
+    o = W_o(g * y + (1 - g) * m), g = sigmoid(W_g x + b).
+
+    The paper (section 4.2) leaves the non-linear gating open. This one keeps a path for gradients
+    into both branches, where a bare product of them would starve each while the other is young."""
+
+    def __init__(self, *, d_model: int, norm_eps: float = 1e-6) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.memory_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.gate_proj = nn.Linear(d_model, d_model)
+        self.o_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor, y: Tensor, m: Tensor) -> Tensor:
+        """The gate's input, attention's output and the memory's, (..., D) each -> (..., D)."""
+        gate = self.gate_proj(x).sigmoid()
+        return self.o_proj(torch.lerp(self.memory_norm(m), self.attention_norm(y), gate))
+
+    def flops_per_token(self) -> float:
+        """4 D^2."""
+        return 2.0 * (self.gate_proj.weight.numel() + self.o_proj.weight.numel())
