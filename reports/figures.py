@@ -1,0 +1,364 @@
+"""The report's curves and scatters. Heat maps are in `reports.heatmaps`.
+
+Every function draws one picture, writes its PNG and returns it; None where there is nothing to draw.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from harness.record import Point
+from reports.cost_tables import CostCurves
+from reports.identity import Series
+from reports.load import Results, is_number
+from reports.quality_tables import chance_accuracy, contexts_of, longest_trained
+from reports.ranking import Ranking, cost_map
+from reports.statistics import pool
+from reports.style import (
+    MUTED,
+    Picture,
+    context_axis,
+    drawing,
+    legend,
+    log_axis,
+    mark_trained,
+    new_figure,
+    save,
+)
+from reports.text import integer, joined
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A series' values over x, and the ends of their intervals where known."""
+
+    series: Series
+    x: list[float]
+    y: list[float]
+    low: list[float] | None = None
+    high: list[float] | None = None
+
+
+def names_of(lines: list[Line]) -> str:
+    """The architectures in a picture, for its alternative text."""
+    return joined([line.series.label for line in lines])
+
+
+def plot(axes: Axes, line: Line, *, has_markers: bool = True) -> None:
+    """Draws a line, with its interval as a band."""
+    look = {"color": line.series.colour, "linestyle": line.series.line_style}
+    axes.plot(line.x, line.y, marker=line.series.marker if has_markers else "", **look)
+    if line.low and line.high:
+        axes.fill_between(line.x, line.low, line.high, color=line.series.colour, alpha=0.06, linewidth=0)
+
+
+def loss_by_context(results: Results, output: Path) -> Picture | None:
+    """Bits per byte against context length."""
+    frame = results.table("perplexity")
+    if "bits_per_byte" not in frame:
+        return None
+    lines = []
+    for series in results.series:
+        own = frame[(frame["arch"] == series.arch) & (frame["size"] == series.size)]
+        own = own.dropna(subset=["bits_per_byte"]).sort_values("context_tokens")
+        if own.empty:
+            continue
+        ends = [
+            own[name].tolist() if name in own and own[name].notna().all() else None
+            for name in ("bits_per_byte_low", "bits_per_byte_high")
+        ]
+        values = (own["context_tokens"].tolist(), own["bits_per_byte"].tolist())
+        lines.append(Line(series=series, x=values[0], y=values[1], low=ends[0], high=ends[1]))
+    return _curves(
+        results,
+        output,
+        lines,
+        name="bits_per_byte_by_context",
+        title="Loss against context",
+        y_label="bits per byte",
+        caption="Bits per byte on test documents against the tokens of context (log axis); lower is better. "
+        "Bands are 95% bootstrap intervals over documents.",
+    )
+
+
+def loss_by_position(results: Results, output: Path) -> Picture | None:
+    """Mean loss by position bucket, at the longest context each architecture was measured at."""
+    lines, contexts = [], set()
+    for series in results.series:
+        points = [p for p in results.samples(series, "perplexity") if p.samples.get("bucket_loss_nats")]
+        longest = max((p.cell.get("context_tokens", 0) for p in points), default=0)
+        curve = _bucket_means([p for p in points if p.cell.get("context_tokens", 0) == longest])
+        if curve:
+            contexts.add(longest)
+            lines.append(Line(series=series, x=list(curve), y=list(curve.values())))
+    at = " or ".join(integer(context) for context in sorted(contexts))
+    return _curves(
+        results,
+        output,
+        lines,
+        name="loss_by_position",
+        title="Loss against position",
+        y_label="nats a token",
+        x_label="position in the document (tokens)",
+        caption=f"Mean loss in nats a token by position bucket, drawn at its last position; documents read with {at} "
+        "tokens of context; lower is better. A curve that keeps falling makes use of what it has read.",
+    )
+
+
+def _bucket_means(points: list[Point]) -> dict[float, float]:
+    """Last position of each bucket -> mean over seeds; buckets without tokens are left out."""
+    values: dict[float, list[float]] = {}
+    for point in points:
+        ends, losses = point.samples.get("bucket_end_tokens") or [], point.samples["bucket_loss_nats"]
+        for end, loss in zip(ends, losses, strict=False):
+            if is_number(end) and is_number(loss) and end > 0:
+                values.setdefault(float(end), []).append(float(loss))
+    return {end: sum(found) / len(found) for end, found in sorted(values.items())}
+
+
+def needle_by_context(results: Results, output: Path) -> Picture | None:
+    """Needle accuracy over all depths against context length."""
+    lines = []
+    for series in results.series:
+        points = [p for p in results.of("needle") if (p.arch, p.size) == series.key]
+        pooled = {
+            context: pool(p for p in points if p.cell.get("context_tokens") == context)
+            for context in contexts_of(results, "needle")
+        }
+        known = {context: entry for context, entry in pooled.items() if entry}
+        if known:
+            lines.append(
+                Line(
+                    series=series,
+                    x=list(known),
+                    y=[100 * entry.accuracy for entry in known.values()],
+                    low=[100 * entry.low for entry in known.values()],
+                    high=[100 * entry.high for entry in known.values()],
+                )
+            )
+    chance = chance_accuracy(results)
+    return _curves(
+        results,
+        output,
+        lines,
+        name="needle_by_context",
+        title="Needle against context",
+        y_label="exact match (%)",
+        caption="Share of needles recalled exactly, over all depths, against context length (log axis); higher "
+        "is better. Bands are Wilson 95% intervals over examples."
+        + (" The dashed line is chance." if chance is not None else ""),
+        level=None if chance is None else 100 * chance,
+        y_limits=(-3, 103),
+    )
+
+
+def needle_log_probability(results: Results, output: Path) -> Picture | None:
+    """Mean log-probability of the right answer against context length."""
+    lines = []
+    for series in results.series:
+        values: dict[float, list[float]] = {}
+        for point in results.samples(series, "needle"):
+            nats, context = point.metrics.get("answer_log_probability_nats"), point.cell.get("context_tokens")
+            if is_number(nats) and is_number(context):
+                values.setdefault(float(context), []).append(float(nats))  # type: ignore[arg-type]
+        if values:
+            means = [sum(values[x]) / len(values[x]) for x in sorted(values)]
+            lines.append(Line(series=series, x=sorted(values), y=means))
+    return _curves(
+        results,
+        output,
+        lines,
+        name="needle_log_probability",
+        title="Certainty of the right answer",
+        y_label="log-probability of the answer (nats)",
+        caption="Mean log-probability in nats of the whole right answer, over all depths, against context "
+        "length; 0 is certainty. It tells models apart that all answer wrongly.",
+    )
+
+
+def _curves(
+    results: Results,
+    output: Path,
+    lines: list[Line],
+    *,
+    name: str,
+    title: str,
+    y_label: str,
+    caption: str,
+    x_label: str = "context (tokens)",
+    level: float | None = None,
+    y_limits: tuple[float, float] | None = None,
+) -> Picture | None:
+    """Quality curves over a logarithmic token axis, the longest trained length marked."""
+    if not lines:
+        return None
+    with drawing():
+        figure, axes = new_figure()
+        for line in lines:
+            plot(axes, line)
+        if level is not None:
+            axes.axhline(level, color=MUTED, linestyle="--", linewidth=1)
+        context_axis(axes, [x for line in lines for x in line.x], x_label)
+        axes.set_ylabel(y_label)
+        if y_limits:
+            axes.set_ylim(y_limits)
+        mark_trained(axes, longest_trained(results))
+        legend(figure, [line.series for line in lines])
+        return save(
+            figure,
+            output,
+            name=name,
+            title=title,
+            caption=caption,
+            alternative_text=f"{title}: {y_label} against {x_label}, a line each for {names_of(lines)}.",
+        )
+
+
+def cost_figure(results: Results, entry: CostCurves, output: Path) -> Picture:
+    """One cost against context on log axes, crossovers with the Transformer circled."""
+    lines = [
+        Line(series=series, x=sorted(curve), y=[curve[x] for x in sorted(curve)])
+        for series in results.series
+        if (curve := entry.curves.get(series.key))
+    ]
+    crossings = {series.label: entry.crossings(series, results.series) for series in results.series}
+    with drawing():
+        figure, axes = new_figure()
+        for line in lines:
+            plot(axes, line)
+        for series in results.series:
+            for crossing in crossings[series.label]:
+                axes.plot(
+                    crossing.context_tokens,
+                    crossing.value,
+                    marker="o",
+                    markersize=9,
+                    markerfacecolor="none",
+                    markeredgewidth=1.6,
+                    markeredgecolor=series.colour,
+                    zorder=5,
+                )
+        context_axis(axes, [x for line in lines for x in line.x])
+        log_axis(axes, entry.cost.axis)
+        circle = Line2D([], [], color=MUTED, marker="o", mfc="none", ms=8, ls="", label="crosses Transformer")
+        num_crossings = sum(len(found) for found in crossings.values())
+        legend(figure, [line.series for line in lines], [circle] if num_crossings else [])
+        batch = f", batch {integer(entry.batch_size)}" if entry.cost.phase else ""
+        found = f"{num_crossings} crossover{'s' if num_crossings != 1 else ''} with the Transformer circled"
+        return save(
+            figure,
+            output,
+            name=f"{entry.cost.name}_batch{entry.batch_size:g}" if entry.cost.phase else entry.cost.name,
+            title=f"{entry.cost.title}{batch}",
+            caption=f"{entry.cost.title} ({entry.cost.axis}{batch}) against context, both axes logarithmic; "
+            f"lower is better; {found if num_crossings else 'no curve crosses the Transformer’s'}.",
+            alternative_text=f"{entry.cost.title} against context in tokens, a line each for "
+            f"{names_of(lines)}; {found}.",
+        )
+
+
+def scatter_figures(results: Results, ranking: Ranking, output: Path) -> list[Picture]:
+    """Quality against cost: one point an architecture."""
+    bits = {row.series.key: row.numbers["bits_per_byte"] for row in ranking.rows}
+    bits_label = f"bits per byte at {integer(ranking.context_tokens)} tokens"
+    beyond = {
+        row.series.key: None if row.needle_beyond is None else 100 * row.needle_beyond.accuracy
+        for row in ranking.rows
+    }
+    panels: list[
+        tuple[str, str, dict[tuple[str, str], float | None], str, dict[tuple[str, str], float | None], str]
+    ]
+    panels = []
+    for phase, what in (("prefill", "ms a prompt"), ("decode", "ms a token")):
+        times = {row.series.key: row.numbers[f"{phase}_ms"] for row in ranking.rows}
+        at = integer(ranking.phase_context_tokens[phase])
+        panels.append(
+            (
+                f"quality_{phase}",
+                f"Loss against {phase} time",
+                times,
+                f"{what} at {at} tokens",
+                bits,
+                bits_label,
+            )
+        )
+    flops, flops_at = _flops_at(results, ranking)
+    panels.append(
+        (
+            "quality_flops",
+            "Loss against arithmetic",
+            flops,
+            f"FLOPs a decoded token at {flops_at}",
+            bits,
+            bits_label,
+        )
+    )
+    state = {row.series.key: row.numbers["state_bytes"] for row in ranking.rows}
+    state_label = f"state bytes at {integer(ranking.state_context_tokens)} tokens"
+    panels.append(
+        (
+            "needle_state",
+            "Needle beyond the trained lengths against state",
+            state,
+            state_label,
+            beyond,
+            "exact match (%)",
+        )
+    )
+    pictures = [_scatter(ranking, output, *panel) for panel in panels]
+    return [picture for picture in pictures if picture]
+
+
+def _flops_at(results: Results, ranking: Ranking) -> tuple[dict[tuple[str, str], float | None], str]:
+    """Decode FLOPs a token at the first context of the cost card from the ranking's context on."""
+    maps = {row.series.key: cost_map(results, row.series, "decode_flops_per_token") for row in ranking.rows}
+    least = ranking.context_tokens or 0
+    known = sorted({x for curve in maps.values() for x in curve})
+    context = next((x for x in known if x >= least), known[-1] if known else math.nan)
+    return {key: curve.get(context) for key, curve in maps.items()}, f"{integer(context)} tokens"
+
+
+def _scatter(
+    ranking: Ranking,
+    output: Path,
+    name: str,
+    title: str,
+    x: dict[tuple[str, str], float | None],
+    x_label: str,
+    y: dict[tuple[str, str], float | None],
+    y_label: str,
+) -> Picture | None:
+    shown = [row.series for row in ranking.rows if x[row.series.key] and y[row.series.key] is not None]
+    if not shown:
+        return None
+    shown.sort(key=lambda series: series.label.lower())
+    with drawing():
+        figure, axes = new_figure()
+        for series in shown:
+            axes.plot(
+                x[series.key],
+                y[series.key],
+                marker=series.marker,
+                color=series.colour,
+                ls="",
+                ms=8,
+                alpha=0.9,
+            )
+        log_axis(axes, x_label, "x")
+        axes.set_ylabel(y_label)
+        legend(figure, shown, has_lines=False)
+        better = "lower" if y_label.startswith("bits") else "upper"
+        return save(
+            figure,
+            output,
+            name=name,
+            title=title,
+            caption=f"{y_label[0].upper()}{y_label[1:]} against {x_label} (log axis), one mark an architecture; "
+            f"the {better} left corner is best.",
+            alternative_text=f"{title}: a mark each for {joined([series.label for series in shown])}.",
+        )
