@@ -148,8 +148,8 @@ class TextFolder(Source):
             raise ValueError(f"The folder {error.filename} cannot be read: {error.strerror}.") from error
 
         for folder, subfolders, files in os.walk(self.root, onerror=fail, followlinks=True):
-            subfolders[:] = [n for n in subfolders if os.path.realpath(Path(folder) / n) not in visited]
             visited.add(os.path.realpath(folder))
+            subfolders[:] = [n for n in subfolders if os.path.realpath(Path(folder) / n) not in visited]
             relative = [(Path(folder) / name).relative_to(self.root).as_posix() for name in files]
             found += [name for name in relative if fnmatch.fnmatch(Path(name).name, self.pattern)]
         return sorted(found)

@@ -1,0 +1,118 @@
+"""The needle format: what stands where, and how long the whole is."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from tasks.data.corpus import Corpus
+from tasks.data.needles import NeedleMaker, Needles
+
+NEEDLE = re.compile(rb"\n# key ([a-z]{3})=(\d{4})\n")
+
+
+def draw(
+    corpus: Corpus, context_tokens: int, depth: float | None = None, seed: int = 0, **settings: int
+) -> Needles:
+    maker = NeedleMaker(split=corpus.test, **settings)
+    return maker.draw(context_tokens, np.random.default_rng(seed), depth)
+
+
+@pytest.mark.parametrize("context_tokens", [127, 128, 129, 1000, 4096])
+@pytest.mark.parametrize(("num_needles", "num_queries"), [(1, 1), (4, 1), (3, 3)])
+def test_a_context_has_the_exact_length_and_ends_with_the_answer(
+    corpus: Corpus, context_tokens: int, num_needles: int, num_queries: int
+) -> None:
+    maker = NeedleMaker(split=corpus.test, num_needles=num_needles, num_queries=num_queries)
+    for seed in range(5):
+        needles = maker.draw(context_tokens, np.random.default_rng(seed))
+        assert len(needles.tokens) == context_tokens
+        assert needles.answer_spans[-1][1] == context_tokens
+        assert len(needles.needle_spans) == num_needles
+        assert len(needles.answer_spans) == len(needles.query_spans) == num_queries
+
+
+def test_each_answer_is_the_number_beside_the_key_that_is_asked_for(corpus: Corpus) -> None:
+    maker = NeedleMaker(split=corpus.test, num_needles=5, num_queries=3)
+    for seed in range(20):
+        needles = maker.draw(700, np.random.default_rng(seed))
+        text = corpus.tokenizer.decode(needles.tokens)
+        hidden = {}
+        for start, stop in needles.needle_spans:
+            match = NEEDLE.fullmatch(text[start:stop])
+            assert match is not None
+            hidden[match[1]] = match[2]
+        assert len(hidden) == 5
+        for query, answer in zip(needles.query_spans, needles.answer_spans, strict=True):
+            asked = re.fullmatch(rb"\n# key ([a-z]{3})=", text[slice(*query)])
+            assert asked is not None and hidden[asked[1]] == text[slice(*answer)]
+        first_asked = NEEDLE.match(text, needles.depth_tokens)
+        assert first_asked is not None and first_asked[1] == text[slice(*needles.query_spans[0])][-4:-1]
+
+
+def test_the_text_around_the_needles_is_consecutive_text_of_one_document(corpus: Corpus) -> None:
+    needles = draw(corpus, 900, num_needles=4)
+    kept = np.ones(len(needles.tokens), dtype=bool)
+    for start, stop in [*needles.needle_spans, *needles.query_spans, *needles.answer_spans]:
+        kept[start:stop] = False
+    text = corpus.tokenizer.decode(needles.tokens[kept])
+    assert len(text) > 700
+    documents = [corpus.tokenizer.decode(corpus.test.document(i)) for i in range(corpus.test.num_documents)]
+    assert sum(text in document for document in documents) == 1
+
+
+def test_depths_walk_back_to_a_line_end(corpus: Corpus) -> None:
+    maker = NeedleMaker(split=corpus.test, num_needles=1)
+    for depth in (0.0, 0.1, 0.25, 0.5, 0.9, 1.0):
+        for seed in range(10):
+            needles = maker.draw(2000, np.random.default_rng(seed), depth)
+            text = corpus.tokenizer.decode(needles.tokens)
+            length = len(NEEDLE.search(text)[0])
+            num_text = 2000 - length - len("\n# key abc=") - 4
+            wanted = round(depth * num_text)
+            achieved = needles.depth_tokens
+            if depth == 0.0:
+                assert achieved == 0
+            elif depth == 1.0:
+                assert achieved == num_text
+            else:
+                assert achieved <= wanted
+                assert achieved == 0 or text[achieved - 1 : achieved] == b"\n"
+                assert b"\n" not in text[achieved + length : wanted + length]
+
+
+def test_depth_counts_the_needles_that_stand_before(corpus: Corpus) -> None:
+    needles = draw(corpus, 600, 1.0, num_needles=4)
+    assert needles.depth_tokens == needles.needle_spans[-1][0]
+    assert needles.needle_spans == sorted(needles.needle_spans)
+    assert draw(corpus, 600, 0.0, num_needles=4).depth_tokens == 0
+
+
+def test_examples_are_a_function_of_the_generator(corpus: Corpus) -> None:
+    first, again, other = (draw(corpus, 400, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first.tokens, again.tokens)
+    assert not np.array_equal(first.tokens, other.tokens)
+
+
+def test_a_context_without_room_for_the_needles_names_the_least(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match=r"context_tokens=40 leaves no room .* use at least 80\.$"):
+        draw(corpus, 40, num_needles=4)
+    assert len(draw(corpus, 80, num_needles=4).tokens) == 80
+    with pytest.raises(ValueError, match=r"use at least 80\.$"):
+        draw(corpus, 79, num_needles=4)
+
+
+def test_a_context_longer_than_every_document_names_the_longest(corpus: Corpus) -> None:
+    name, tokens = corpus.test.longest
+    with pytest.raises(
+        ValueError, match=rf"no document of 100001 tokens; its longest is {name} with {tokens}"
+    ):
+        draw(corpus, 100_000)
+
+
+@pytest.mark.parametrize(("num_needles", "num_queries"), [(0, 1), (2, 3), (2, 0)])
+def test_counts_that_make_no_sense_are_refused(corpus: Corpus, num_needles: int, num_queries: int) -> None:
+    with pytest.raises(ValueError, match=r"num_(needles|queries)="):
+        NeedleMaker(split=corpus.test, num_needles=num_needles, num_queries=num_queries)

@@ -1,0 +1,167 @@
+"""The training stream: a function of the settings and the step, with weights where they belong."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.data.corpus import Corpus, load_corpus
+from tasks.data.expert_examples import ExpertExamples
+from tasks.data.sources import TextFolder
+from tasks.data.stream import TrainingStream
+
+CURRICULUM = [
+    {"until_fraction": 0.25, "sequence_tokens": 128},
+    {"until_fraction": 1.0, "sequence_tokens": 256},
+]
+
+
+def make_stream(corpus: Corpus, **settings: Any) -> TrainingStream:
+    defaults: dict[str, Any] = {"num_steps": 40, "batch_tokens": 1024, "curriculum": CURRICULUM}
+    return TrainingStream(corpus=corpus, **{**defaults, **settings})
+
+
+def test_a_batch_depends_on_the_step_alone(corpus: Corpus) -> None:
+    stream, resumed = make_stream(corpus), make_stream(corpus)
+    in_order = [stream.batch(step) for step in range(20)]
+    for step in (19, 3, 11):  # another stream, asked in another order
+        for expected, tensor in zip(in_order[step], resumed.batch(step), strict=True):
+            assert torch.equal(expected, tensor)
+    assert not torch.equal(in_order[0].tokens, in_order[1].tokens)
+    assert not torch.equal(in_order[0].tokens, make_stream(corpus, seed=1).batch(0).tokens)
+
+
+def test_the_curriculum_places_the_lengths(corpus: Corpus) -> None:
+    stream = make_stream(corpus)
+    assert stream.trained_lengths_tokens == (128, 256)
+    assert [tuple(stream.batch(step).tokens.shape) for step in (0, 9, 10, 39)] == [
+        (8, 128),
+        (8, 128),
+        (4, 256),
+        (4, 256),
+    ]
+
+
+def test_targets_are_the_next_tokens(corpus: Corpus) -> None:
+    tokens, targets, weights = make_stream(corpus).batch(0)
+    assert tokens.dtype == targets.dtype == torch.int64 and weights.dtype == torch.float32
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+
+
+def test_the_loss_of_a_needle_row_is_on_its_answers_and_text(corpus: Corpus) -> None:
+    stream = make_stream(
+        corpus, needle_fraction=1.0, num_needles=3, num_queries=2, answer_weight=5.0, text_weight=0.5
+    )
+    for row_targets, row_weights in zip(*stream.batch(30)[1:], strict=True):
+        text = bytes(row_targets.tolist())
+        by_weight = {w: np.flatnonzero(row_weights.numpy() == w) for w in (0.0, 0.5, 5.0)}
+        assert sum(len(places) for places in by_weight.values()) == 256
+        answers = bytes(row_targets[by_weight[5.0]].tolist())
+        asked = re.findall(rb"# key ([a-z]{3})=(\d{4})", text)[-2:]
+        assert answers == b"".join(number for _, number in asked)
+        unweighted = bytes(row_targets[by_weight[0.0]].tolist())
+        assert len(re.findall(rb"# key [a-z]{3}=", unweighted)) == 5
+        # One fewer where a needle opens the row: its first byte is no target.
+        assert len(by_weight[0.0]) in (3 * 16 + 2 * 11, 3 * 16 + 2 * 11 + 1)
+        assert b"# key" not in bytes(row_targets[by_weight[0.5]].tolist())
+
+
+def test_the_share_of_needle_rows_holds_on_average(corpus: Corpus) -> None:
+    stream = make_stream(corpus, needle_fraction=0.3, batch_tokens=512, num_steps=400)
+    batches = [stream.batch(step) for step in range(200, 400)]
+    share = np.mean([(batch.weights == 8.0).any(1).float().mean().item() for batch in batches])
+    assert abs(share - 0.3) < 0.05
+    assert not (make_stream(corpus, needle_fraction=0.0).batch(0).weights != 1).any()
+
+
+def test_training_reads_training_documents_only(corpus: Corpus) -> None:
+    documents = [corpus.tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
+    stream = make_stream(corpus, needle_fraction=0.0)
+    for row in stream.batch(0).tokens:
+        assert any(corpus.tokenizer.decode(row.numpy()) in document for document in documents)
+    held_out = [
+        corpus.tokenizer.decode(corpus.validation.document(i)) for i in range(corpus.validation.num_documents)
+    ]
+    for batch in stream.validation_batches():
+        for row in batch.tokens:
+            assert any(corpus.tokenizer.decode(row.numpy()) in document for document in held_out)
+
+
+def test_validation_is_the_same_for_every_seed(corpus: Corpus) -> None:
+    one, other = (
+        list(make_stream(corpus, seed=s, num_validation_batches=2).validation_batches()) for s in (0, 1)
+    )
+    assert len(one) == 2 and one[0].tokens.shape == (4, 256)
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, other, strict=True))
+
+
+def test_short_documents_share_a_row_and_no_target_crosses(tmp_path: Any) -> None:
+    for index in range(30):
+        (tmp_path / f"{index}.txt").write_text(f"<{index:02d} is a short text>", encoding="utf-8")
+    corpus = load_corpus(source=TextFolder(str(tmp_path), pattern="*.txt"), cache_dir=str(tmp_path / "cache"))
+    start = corpus.tokenizer.document_start_id
+    stream = make_stream(corpus, needle_fraction=0.0)
+    _, targets, weights = stream.batch(0)
+    assert torch.equal(weights == 0, targets == start)
+    assert (targets == start).sum() >= 8 * 4
+
+
+def test_domains_are_seen_equally_often(tmp_path: Any) -> None:
+    for index in range(30):
+        folder = tmp_path / ("short" if index % 2 else "long")
+        folder.mkdir(exist_ok=True)
+        folder.joinpath(f"{index}.txt").write_text("s" * 200 if index % 2 else "l" * 3000, encoding="utf-8")
+    corpus = load_corpus(source=TextFolder(str(tmp_path), pattern="*.txt"), cache_dir=str(tmp_path / "cache"))
+    settings: dict[str, Any] = {"needle_fraction": 0.0, "batch_tokens": 2**16}
+    share = (make_stream(corpus, **settings).batch(0).tokens == ord("s")).float().mean()
+    assert abs(share - 0.5) < 0.1
+    share = (
+        (make_stream(corpus, **settings, is_domain_balanced=False).batch(0).tokens == ord("s")).float().mean()
+    )
+    assert share < 0.2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_steps": 0}, "num_steps=0 must be positive"),
+        ({"batch_tokens": -1}, "batch_tokens=-1 must be positive"),
+        ({"needle_fraction": 1.5}, "needle_fraction=1.5"),
+        ({"answer_weight": -1.0}, "answer_weight=-1.0"),
+        ({"curriculum": []}, "at least one stage"),
+        ({"curriculum": [{"until_fraction": 0.5, "sequence_tokens": 64}]}, "must rise from above 0 to 1"),
+        ({"curriculum": [{"until_fraction": 1.0, "sequence_tokens": 0}]}, "sequence_tokens=0"),
+        ({"curriculum": [{"until_fraction": 1.0, "tokens": 64}]}, "has the keys sequence_tokens"),
+        ({"curriculum": [{"until_fraction": 1.0, "sequence_tokens": 10**6}]}, "no document of"),
+        ({"curriculum": [{"until_fraction": 1.0, "sequence_tokens": 64}]}, "leaves no room"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(corpus: Corpus, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_stream(corpus, **settings)
+
+
+@pytest.mark.parametrize("domain", ["needle", "programs", "stories"])
+def test_expert_examples_give_prompts_and_right_answers(corpus: Corpus, domain: str) -> None:
+    examples = ExpertExamples(
+        split=corpus.train, domain=domain, batch_size=3, prompt_tokens=200, num_answer_tokens=2
+    )
+    prompts, answers = examples(7)
+    assert prompts.shape == (3, 200) and answers.shape == (3, 4 if domain == "needle" else 2)
+    assert torch.equal(prompts, examples(7)[0]) and not torch.equal(prompts, examples(8)[0])
+    for prompt, answer in zip(prompts.numpy(), answers.numpy(), strict=True):
+        text = corpus.tokenizer.decode(np.concatenate([prompt, answer]))
+        if domain == "needle":
+            assert text.count(text[-len("# key abc=1234") :]) == 2
+        else:
+            names = [i for i, name in enumerate(corpus.train.domains) if name == domain]
+            assert any(text in corpus.tokenizer.decode(corpus.train.document(i)) for i in names)
+
+
+def test_expert_examples_of_an_unknown_domain_are_refused(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="no document of domain 'poems'"):
+        ExpertExamples(split=corpus.train, domain="poems", batch_size=1, prompt_tokens=8)
