@@ -65,6 +65,11 @@ class ExpertTraining(NamedTuple):
     classifier_accuracy: float
 
 
+def _batch(model: AdaptiveModel, sampler: Sampler, step: int) -> tuple[Tensor, Tensor]:
+    prompts, answers = sampler(step)
+    return prompts.to(model.experts.device), answers.to(model.experts.device)
+
+
 @torch.no_grad()
 def sample_answers(
     model: AdaptiveModel, prompts: Tensor, *, domain: str, num_tokens: int, generator: torch.Generator
@@ -88,7 +93,7 @@ def expected_reward(model: AdaptiveModel, sampler: Sampler, *, domain: str, num_
     expectation, without the noise of sampling."""
     rewards = []
     for step in range(num_batches):
-        prompts, answers = sampler(step)
+        prompts, answers = _batch(model, sampler, step)
         mixture = model.domain_mixture(domain, prompts.shape[0])
         log_probs = model.answer_logits(prompts, answers, mixture).log_softmax(dim=-1)
         answer_log_prob = log_probs.gather(-1, answers[..., None])[..., 0].sum(dim=-1)
@@ -153,7 +158,7 @@ def train_expert(
     best_reward, best_step, best_vector = evaluate(), 0, model.experts[row].detach().clone()
     validation_rewards, sampled_rewards = [(0, best_reward)], []
     for step in range(1, num_steps + 1):
-        prompts, answers = training(step - 1)
+        prompts, answers = _batch(model, training, step - 1)
         sampled = sample_answers(
             model, prompts, domain=domain, num_tokens=answers.shape[1], generator=generator
         )
@@ -192,8 +197,8 @@ def train_classifier(
     *,
     num_batches: int,
     num_validation_batches: int,
-    num_steps: int = 200,
-    learning_rate: float = 1e-2,
+    num_steps: int = 400,
+    learning_rate: float = 3e-3,
 ) -> float:
     """Fits `model.classifier` to tell the domains' prompts apart by cross-entropy, on features of the
     base that are computed once; returns its accuracy on the validation prompts."""
@@ -203,7 +208,7 @@ def train_classifier(
         inputs, labels = [], []
         for domain, sampler in samplers.items():
             for step in range(num_batches):
-                inputs.append(model.pooled_features(sampler(step)[0]))
+                inputs.append(model.pooled_features(_batch(model, sampler, step)[0]))
                 labels.append(inputs[-1].new_full((len(inputs[-1]),), model.domains.index(domain)))
         return torch.cat(inputs), torch.cat(labels).long()
 
@@ -233,7 +238,7 @@ def train_experts(
     use_baseline: bool = True,
     evaluate_every: int = 10,
     num_validation_batches: int = 4,
-    num_classifier_batches: int = 8,
+    num_classifier_batches: int = 16,
     seed: int = 0,
     on_step: Callable[[str, int], None] | None = None,
 ) -> ExpertTraining:
@@ -245,7 +250,7 @@ def train_experts(
     with the best expected reward on the validation batches is kept, so that an expert is never worse
     than the base there. The gradient's clip is not a limit on Adam's step, which no scale changes.
 
-    training, validation: samplers by domain, for the domains of the model; on the model's device.
+    training, validation: samplers by domain, for the model's domains; their tensors may be on any device.
     evaluate_every:       steps between two looks at the validation batches.
     on_step:              called with (domain, step) after each step.
 
