@@ -1,0 +1,254 @@
+"""TTT-MLP in the dual form (arXiv 2407.04620, section 2.5 and appendix A): matrix products only.
+
+Letters as in archs.ops.ttt_linear.plain, with 1 for the inner network's first layer and 2 for its
+second:
+
+    Z1 = k~ W1, X2 = gelu(Z1), Z2 = X2~ W2
+    h2 = lr * dl/dZ2, h1 = lr * dl/dZ1 = (h2 W2') * gelu'(Z1)
+    W1 <- W1 - token_scale_last k~' h1, W2 <- W2 - token_scale_last X2~' h2
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from archs.ops.ttt_linear.plain import (
+    LossGradientBackward,
+    Tokens,
+    arrange,
+    loss_gradient,
+    output,
+    segments,
+)
+from archs.ops.ttt_mlp import TTTMLPWeights
+
+
+def gelu(z: Tensor) -> Tensor:
+    """GELU, tanh form."""
+    return F.gelu(z, approximate="tanh")
+
+
+def gelu_backward(d_x: Tensor, z: Tensor) -> Tensor:
+    """d_x * gelu'(z)."""
+    return torch.ops.aten.gelu_backward(d_x, z, approximate="tanh")
+
+
+def gelu_second_derivative(z: Tensor) -> Tensor:
+    """gelu''(z): with u = sqrt(2 / pi) (z + a z^3) and t = tanh u,
+    (1 - t^2) (u' + z / 2 (u'' - 2 t u'^2))."""
+    scale, a = math.sqrt(2 / math.pi), 0.044715
+    square = z * z
+    t = torch.tanh(scale * z * (1 + a * square))
+    slope = scale * (1 + 3 * a * square)
+    return (1 - t * t) * (slope + z * (3 * scale * a * z - t * slope * slope))
+
+
+class InnerScan(torch.autograd.Function):
+    """The serial part. k~ (N, M, b, f + 1), update = last k~, last = token_scale_last (), offset and
+    slope (N, M, b, f), W1 (M, f + 1, 4f), W2 (M, 4f + 1, f) -> h1 (N, M, b, 4f), h2 (N, M, b, f),
+    X2~ (N, M, b, 4f + 1), W1 and W2 before each mini-batch (N, M, ...) and after the last."""
+
+    @staticmethod
+    def forward(ctx, k, update, last, offset, slope, weight1, weight2, norm_eps):  # noqa: ANN001, ANN205
+        num_mini_batches, width = k.shape[0], weight1.shape[-1]
+        weights1 = weight1.new_empty(num_mini_batches, *weight1.shape)
+        weights2 = weight2.new_empty(num_mini_batches, *weight2.shape)
+        weights1[0], weights2[0] = weight1, weight2
+        after1, after2 = torch.empty_like(weight1), torch.empty_like(weight2)
+        h1, h2 = k.new_empty(*k.shape[:-1], width), torch.empty_like(offset)
+        z1, z2 = torch.empty_like(h1), torch.empty_like(h2)
+        x2 = k.new_ones(*k.shape[:-1], width + 1)
+        next1, next2 = [*weights1.unbind()[1:], after1], [*weights2.unbind()[1:], after2]
+        for n in range(num_mini_batches):
+            w1, w2, x, h, z = weights1[n], weights2[n], x2[n], h2[n], z1[n]
+            torch.bmm(k[n], w1, out=z)
+            x[..., :-1] = gelu(z)
+            torch.bmm(x, w2, out=z2[n])
+            h.copy_(loss_gradient(z2[n], offset[n], slope[n], norm_eps))
+            h1[n] = gelu_backward(torch.bmm(h, w2[:, :-1].mT), z)
+            torch.baddbmm(w1, update[n].mT, h1[n], alpha=-1, out=next1[n])
+            torch.baddbmm(w2, x.mT, h * last, alpha=-1, out=next2[n])
+        ctx.save_for_backward(k, update, last, offset, slope, z1, x2, z2, h1, h2, weights1, weights2)
+        ctx.norm_eps = norm_eps
+        return h1, h2, x2, weights1, weights2, after1, after2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_h1, d_h2, d_x2, d_weights1, d_weights2, d_weight1, d_weight2):  # noqa: ANN001, ANN205
+        k, update, last, offset, slope, z1, x2, z2, h1, h2, weights1, weights2 = ctx.saved_tensors
+        inner = LossGradientBackward(z2, offset, slope, h2, ctx.norm_eps)
+        derivative = gelu_backward(torch.ones_like(z1), z1)
+        curvature = (h2 @ weights2[:, :, :-1].mT).mul_(gelu_second_derivative(z1))
+        last_h2, last_x2 = h2 * last, x2 * last
+        d_z1, d_update, pulled = torch.empty_like(z1), torch.empty_like(update), torch.empty_like(h2)
+        for n in reversed(range(k.shape[0])):
+            w2 = weights2[n]
+            # W2 after = W2 - last X2~' h2 and W1 after = W1 - update' h1
+            torch.bmm(x2[n], d_weight2, out=pulled[n])
+            d_x = torch.baddbmm(d_x2[n], last_h2[n], d_weight2.mT, alpha=-1)[..., :-1]
+            d_h = torch.baddbmm(d_h2[n], last_x2[n], d_weight2, alpha=-1)
+            torch.bmm(h1[n], d_weight1.mT, out=d_update[n])
+            d_g = torch.baddbmm(d_h1[n], update[n], d_weight1, alpha=-1)
+            # h1 = (h2 W2') gelu'(Z1)
+            d_u = d_g * derivative[n]
+            d_h = torch.baddbmm(d_h, d_u, w2[:, :-1])
+            # h2 = lr dl/dZ2, Z2 = X2~ W2, X2 = gelu(Z1), Z1 = k~ W1
+            d_z2 = inner.step(n, d_h)
+            d_x = torch.baddbmm(d_x, d_z2, w2[:, :-1].mT)
+            torch.addcmul(d_g * curvature[n], d_x, derivative[n], out=d_z1[n])
+            d_weight2 = torch.baddbmm(d_weight2 + d_weights2[n], x2[n].mT, d_z2)
+            d_weight2[:, :-1].baddbmm_(d_u.mT, h2[n])
+            d_weight1 = torch.baddbmm(d_weight1 + d_weights1[n], k[n].mT, d_z1[n])
+        d_k, d_last = d_z1 @ weights1.mT, -(pulled * h2).sum()
+        d_inner = (inner.d_offset, inner.d_slope())
+        return d_k, d_update.neg_(), d_last, *d_inner, d_weight1, d_weight2, None
+
+
+def _whole_mini_batches(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lr: Tensor,
+    token_scale: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B, N b, H, K) from the start of a mini-batch; weights (B H, ...)."""
+    tokens = arrange(q, k, v, lr, ln_weight, ln_bias, token_scale.shape[0])
+    last = token_scale[-1]
+    h1, h2, x2, weights1, weights2, weight1, weight2 = InnerScan.apply(
+        tokens.k, tokens.k * last, last, tokens.offset, tokens.slope, weight1, weight2, norm_eps
+    )
+    mask = token_scale[:, None].expand(-1, token_scale.shape[0]).tril()
+    z = tokens.q @ weights1 - ((tokens.q @ tokens.k.mT) * mask) @ h1
+    x = F.pad(gelu(z), (0, 1), value=1.0)
+    z = x @ weights2 - ((x @ x2.mT) * mask) @ h2
+    return output(z, q, ln_weight, ln_bias, norm_eps), weight1, weight2
+
+
+def _read_whole_mini_batches(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lr: Tensor,
+    token_scale: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_whole_mini_batches` without gradients: the weights are kept once and updated in place,
+    which saves copying them every mini-batch; q and k go through the first layer together."""
+    b = token_scale.shape[0]
+    tokens = arrange(q, k, v, lr, ln_weight, ln_bias, b)
+    last, mask = token_scale[-1], token_scale[:, None].expand(-1, b).tril()
+    attention1 = (tokens.q @ tokens.k.mT) * mask
+    update1 = (tokens.k * last).mT
+    w1, w2 = weight1.clone(), weight2.clone()
+    back2 = w2[:, :-1].mT
+    y = torch.empty_like(tokens.offset)
+    x = y.new_ones(w1.shape[0], 2 * b, w1.shape[-1] + 1)
+    x_k, x_q = x.split(b, dim=1)
+    for n, both in enumerate(torch.cat((tokens.k, tokens.q), dim=2)):
+        z_k, z_q = torch.bmm(both, w1).split(b, dim=1)
+        x_k[..., :-1] = gelu(z_k)
+        h2 = loss_gradient(torch.bmm(x_k, w2), tokens.offset[n], tokens.slope[n], norm_eps)
+        h1 = gelu_backward(torch.bmm(h2, back2), z_k)
+        x_q[..., :-1] = gelu(torch.baddbmm(z_q, attention1[n], h1, alpha=-1))
+        attention2 = torch.bmm(x_q, x_k.mT).mul_(mask)
+        torch.baddbmm(torch.bmm(x_q, w2), attention2, h2, alpha=-1, out=y[n])
+        torch.baddbmm(w1, update1[n], h1, alpha=-1, out=w1)
+        torch.baddbmm(w2, x_k.mT, h2 * last, alpha=-1, out=w2)
+    return output(y, q, ln_weight, ln_bias, norm_eps), w1, w2
+
+
+def _part_of_mini_batch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lr: Tensor,
+    token_scale: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    gradient1: Tensor,
+    gradient2: Tensor,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """c tokens of one mini-batch with their token_scale (c,); weights and gradients (B H, ...).
+    Returns y and the gradients."""
+    num_tokens = q.shape[1]
+    tokens = Tokens(*(x[0] for x in arrange(q, k, v, lr, ln_weight, ln_bias, num_tokens)))
+    scale = token_scale[:, None]
+    z1 = tokens.k @ weight1
+    x2 = F.pad(gelu(z1), (0, 1), value=1.0)
+    h2 = loss_gradient(x2 @ weight2, tokens.offset, tokens.slope, norm_eps)
+    h1 = gelu_backward(h2 @ weight2[:, :-1].mT, z1)
+    z = tokens.q @ weight1 - scale * (tokens.q @ gradient1 + (tokens.q @ tokens.k.mT).tril() @ h1)
+    x = F.pad(gelu(z), (0, 1), value=1.0)
+    z = x @ weight2 - scale * (x @ gradient2 + (x @ x2.mT).tril() @ h2)
+    gradient1 = torch.baddbmm(gradient1, tokens.k.mT, h1)
+    gradient2 = torch.baddbmm(gradient2, x2.mT, h2)
+    return output(z[None], q, ln_weight, ln_bias, norm_eps), gradient1, gradient2
+
+
+def ttt_mlp(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lr: Tensor,
+    token_scale: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    state: TTTMLPWeights,
+    position: int,
+    *,
+    norm_eps: float,
+) -> tuple[Tensor, TTTMLPWeights]:
+    """See archs.ops.ttt_mlp.ttt_mlp. Where gradients are asked for over several groups of
+    mini-batches, each group is computed again in the backward pass: kept, the weights before each
+    mini-batch would be most of the memory."""
+    mini_batch_tokens = token_scale.shape[0]
+    weight1, weight2, gradient1, gradient2 = (w.flatten(0, 1) for w in state)
+    outputs = []
+    cuts = segments(q.shape[1], position, mini_batch_tokens)
+    num_whole = sum((stop - start) >= mini_batch_tokens for start, stop in cuts)
+    whole = _whole_mini_batches if torch.is_grad_enabled() else _read_whole_mini_batches
+    is_checkpointed = torch.is_grad_enabled() and num_whole > 1
+    for start, stop in cuts:
+        inputs = [x[:, start:stop] for x in (q, k, v, lr)]
+        if position == 0 and (stop - start) % mini_batch_tokens == 0:
+            arguments = (*inputs, token_scale, ln_weight, ln_bias, weight1, weight2, norm_eps)
+            if is_checkpointed:
+                y, weight1, weight2 = checkpoint(
+                    whole, *arguments, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                y, weight1, weight2 = whole(*arguments)
+        else:
+            scale = token_scale[position : position + stop - start]
+            inner = (weight1, weight2, gradient1, gradient2)
+            y, gradient1, gradient2 = _part_of_mini_batch(
+                *inputs, scale, ln_weight, ln_bias, *inner, norm_eps
+            )
+            position += stop - start
+            if position == mini_batch_tokens:
+                weight1 = weight1 - token_scale[-1] * gradient1
+                weight2 = weight2 - token_scale[-1] * gradient2
+                gradient1, gradient2 = torch.zeros_like(gradient1), torch.zeros_like(gradient2)
+                position = 0
+        outputs.append(y)
+    y = torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0]
+    new = (weight1, weight2, gradient1, gradient2)
+    return y, TTTMLPWeights(*(w.view(old.shape) for w, old in zip(new, state, strict=True)))
