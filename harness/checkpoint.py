@@ -24,7 +24,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Writes tensors and text; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary, metadata)
+    save_file(
+        {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary, metadata
+    )
     os.replace(temporary, path)
 
 
@@ -32,7 +34,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and text of a file; raises CheckpointError where it is damaged."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"The checkpoint {path} is damaged ({error}); delete it and run the same command again."
@@ -99,7 +102,8 @@ def _load_strictly(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> 
     if wrong:
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         raise CheckpointError(
-            f"The checkpoint {path} does not fit the model ({shown}); delete it and run the same command again."
+            f"The checkpoint {path} does not fit the model ({shown}); "
+            "delete it and run the same command again."
         )
     with torch.no_grad():
         for name, tensor in expected.items():

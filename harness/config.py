@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,17 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from archs.base import SequenceModel
+from harness.config_dir import CONFIG_DIR, register_resolvers, unknown
 from harness.record import content_hash
-
-CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 
 #: The relative difference in parameters that `match=parameters` must stay below.
 MATCH_TOLERANCE = 0.02
-
-
-def register_resolvers() -> None:
-    """`${times:2,${size.num_layers}}` in the YAML files."""
-    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
 
 
 def compose_config(overrides: list[str], config_dir: str | None = None) -> DictConfig:
@@ -79,13 +72,6 @@ def _check_target(node: Mapping[str, Any], path: str) -> None:
             raise ValueError(unknown(f"key of {path} ({target})", str(key), list(parameters)))
 
 
-def unknown(what: str, name: str, valid: list[str]) -> str:
-    """One sentence: what is unknown, the nearest valid name, all valid names."""
-    near = difflib.get_close_matches(name, valid, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Unknown {what}: {name!r}.{hint} Valid: {', '.join(sorted(valid))}."
-
-
 def build_model(model_config: Mapping[str, Any], device: str | torch.device = "cpu") -> SequenceModel:
     """Instantiates a model from its resolved configuration on `device` ("meta" costs nothing)."""
     check_targets(model_config, "arch.model")
@@ -103,11 +89,6 @@ def instantiate(node: Mapping[str, Any]) -> Any:
         raise
 
 
-def count_parameters(model: torch.nn.Module) -> int:
-    """Parameters, each shared one once."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def matched_model_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
     """The model's configuration after `match`, and the remaining relative mismatch in parameters
     against the reference (None where nothing was matched).
@@ -117,17 +98,18 @@ def matched_model_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], flo
     model_config, rule = dict(config["arch"]["model"]), config["arch"]["match"]
     if config["match"] == "none" or rule is None:
         return model_config, None
-    target = count_parameters(build_model(config["reference"]["model"], "meta"))
+    target = build_model(config["reference"]["model"], "meta").num_parameters
 
     def count(value: int) -> int:
-        return count_parameters(build_model({**model_config, rule["key"]: value}, "meta"))
+        return build_model({**model_config, rule["key"]: value}, "meta").num_parameters
 
     value = _nearest(count, target, rule["step"], model_config[rule["key"]])
     mismatch = count(value) / target - 1
     if abs(mismatch) > MATCH_TOLERANCE:
         raise ValueError(
             f"match=parameters: {rule['key']}={value} of arch={config['arch']['name']} is nearest to the "
-            f"reference's {target} parameters and still {mismatch:+.1%} off; choose another size or match=none."
+            f"reference's {target} parameters and still {mismatch:+.1%} off; choose another size or "
+            "match=none."
         )
     return {**model_config, rule["key"]: value}, mismatch
 
@@ -143,13 +125,18 @@ def _nearest(count: Callable[[int], int], target: int, step: int, start: int) ->
     return min((low, high), key=lambda value: abs(count(value) - target))
 
 
-def training_hash(config: Mapping[str, Any], model_config: Mapping[str, Any], data_hash: str | None) -> str:
+def training_hash(
+    config: Mapping[str, Any], model_config: Mapping[str, Any], learning_rate: float, data_hash: str
+) -> str:
     """What decides a trained model: its name in the checkpoint folder."""
-    keys = ("train", "seed", "dtype")
+    ignored = ("name", "search", "search_grid", "checkpoint_interval_s")
+    train = {key: value for key, value in config["train"].items() if key not in ignored}
     return content_hash(
         {
-            **{key: config[key] for key in keys},
-            "learning_rate": config["arch"]["learning_rate"],
+            "train": train,
+            "seed": config["seed"],
+            "dtype": config["dtype"],
+            "learning_rate": learning_rate,
             "model": model_config,
             "data": data_hash,
         }

@@ -14,7 +14,7 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.config import unknown
+from harness.config_dir import unknown
 
 
 def sentence(error: BaseException) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ class BatchSource(Protocol):
 
     def batch(self, step: int) -> Batch: ...
 
-    def validation_batches(self) -> Iterator[Batch]: ...
+    def validation_batches(self) -> Iterable[Batch]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,69 @@
+"""The command line: `python -m harness arch=mamba size=tiny`, `python -m harness experiment=cpu_small`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from harness.callbacks import Sweep
+from harness.config_dir import CONFIG_DIR, register_resolvers
+from harness.errors import sentence
+from harness.jobs import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, InputError
+from harness.runner import run
+
+_crashes: list[str] = []
+
+
+@hydra.main(config_path=CONFIG_DIR, config_name="config", version_base="1.3")
+def job(config: DictConfig) -> None:
+    """One Hydra job. A user's mistake ends the sweep; a typed failure does not."""
+    try:
+        failures = run(config)
+    except InputError:
+        raise SystemExit(EXIT_INPUT_ERROR) from None
+    except (ValueError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        raise SystemExit(EXIT_INPUT_ERROR) from None
+    for point in failures:
+        text = f"{point.arch}, {point.task} {point.cell}: {point.status}: {point.reason}"
+        print(text, file=sys.stderr)
+        if point.status == "crashed":
+            _crashes.append(text)
+
+
+def summarise(folder: Path) -> None:
+    """Renders the folder's report and prints the ranking and the page's path."""
+    from reports.html import render  # pandas and matplotlib are slow to import, and needed once
+    from reports.terminal import ranking_text
+
+    page = render([folder], folder / "report")
+    print(ranking_text(folder))
+    print(f"Report: {page}")
+
+
+def main() -> int:
+    """0 when done, 1 when a job's process crashed, 2 on a user's mistake, 130 when interrupted."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handler below instead of a traceback
+    register_resolvers()
+    try:
+        job()
+        for folder in Sweep.finished:
+            summarise(folder)
+    except KeyboardInterrupt:
+        print("\nStopped. What is measured is kept; the same command goes on from there.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        text = sentence(error)
+        if text is None:
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    return 1 if _crashes else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

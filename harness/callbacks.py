@@ -1,0 +1,59 @@
+"""What Hydra tells the harness: a sweep begins, a job ends, all is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+
+class Sweep(Callback):
+    """Prints how far a sweep is and how long it has left, and remembers what folder to report on.
+
+    Hydra turns an exception in a callback into a warning, so the report itself is rendered by
+    harness.__main__, from `finished`.
+    """
+
+    finished: ClassVar[list[Path]] = []
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.num_jobs = 1
+        self.num_done = 0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Counts the jobs of the grid."""
+        params = config.hydra.sweeper.params or {}
+        for values in params.values():
+            self.num_jobs *= len(str(values).split(","))
+        print(f"{self.num_jobs} jobs, results in {config.output}", file=sys.stderr, flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Says what is left, from the mean of the jobs so far."""
+        self.num_done += 1
+        elapsed = time.monotonic() - self.started
+        left = elapsed / self.num_done * max(0, self.num_jobs - self.num_done)
+        if self.num_jobs > 1:
+            print(
+                f"{self.num_done}/{self.num_jobs} jobs done after {_minutes(elapsed)}, "
+                f"about {_minutes(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """A single job has its report too."""
+        self.finished.append(Path(config.output))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """The sweep's report."""
+        self.finished.append(Path(config.output))
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"

@@ -1,0 +1,83 @@
+"""The static cost card: `python -m harness.cost arch=mamba size=tiny`, without training.
+
+The last line of its output is one JSON object; see `card`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from archs.base import SequenceModel
+from harness.config import (
+    build_model,
+    compose_config,
+    matched_model_config,
+    resolve,
+)
+from harness.errors import sentence
+
+#: 1k to 1M tokens.
+CONTEXT_LENGTHS_TOKENS = tuple(2**power for power in range(10, 21))
+
+
+def card(model: SequenceModel, dtype: str) -> dict[str, Any]:
+    """num_parameters, dtype, and for batch 1, by context length in tokens: state_bytes,
+    prefill_flops_per_token and decode_flops_per_token. Costs no memory on the meta device."""
+    lengths = CONTEXT_LENGTHS_TOKENS
+    return {
+        "num_parameters": model.num_parameters,
+        "dtype": dtype,
+        "state_bytes": {str(n): model.state_bytes_at(1, n) for n in lengths},
+        "prefill_flops_per_token": {str(n): model.flops(n, "prefill").total / n for n in lengths},
+        "decode_flops_per_token": {str(n): model.flops(n, "decode").total for n in lengths},
+    }
+
+
+def meta_model(config: Mapping[str, Any]) -> tuple[SequenceModel, float | None]:
+    """The configured model on the meta device in its dtype, and the parameter mismatch."""
+    model_config, mismatch = matched_model_config(config)
+    return build_model(model_config, "meta").to(getattr(torch, config["dtype"])), mismatch
+
+
+def table(name: str, values: Mapping[str, Any], mismatch: float | None) -> str:
+    """The card for people."""
+    lines = [
+        f"{name}: {values['num_parameters']:,} parameters, {values['dtype']}, batch 1",
+        "" if mismatch is None else f"parameters against the reference: {mismatch:+.2%}",
+        f"{'context':>9}  {'state bytes':>15}  {'prefill FLOPs/token':>20}  {'decode FLOPs/token':>19}",
+    ]
+    for length in values["state_bytes"]:
+        lines.append(
+            f"{length:>9}  {values['state_bytes'][length]:>15,}  "
+            f"{values['prefill_flops_per_token'][length]:>20,.0f}  "
+            f"{values['decode_flops_per_token'][length]:>19,.0f}"
+        )
+    return "\n".join(line for line in lines if line)
+
+
+def main(overrides: list[str]) -> int:
+    """Prints the card of the composed configuration; 2 on a user's mistake."""
+    try:
+        config = resolve(compose_config(overrides))
+        if "arch" not in config or config["arch"] is None:
+            raise ValueError("harness.cost needs an architecture; add arch=NAME.")
+        model, mismatch = meta_model(config)
+        values = card(model, config["dtype"])
+    except Exception as error:
+        text = sentence(error)
+        if text is None:
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    print(table(config["arch"]["display_name"], values, mismatch))
+    print(json.dumps(values))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

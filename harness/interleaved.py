@@ -1,0 +1,88 @@
+"""The latency job: several architectures in one process, measured in turn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from archs.base import SequenceModel, resolve_implementations
+from harness.config import build_model, instantiate, matched_model_config
+from harness.logbook import Logbook
+from harness.measure import percentile, time_call_ms
+
+#: The calibration: a float32 matrix product of this width, the yardstick that regress divides by.
+CALIBRATION_WIDTH = 512
+
+
+def run(
+    spec: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    make_logbook: Callable[[str | None], Logbook],
+) -> None:
+    """Measures every cell of every interleaved task for every configuration of the spec."""
+    configs = {config["arch"]["name"]: config for config in spec["configs"]}
+    first = spec["configs"][0]
+    size, seed = first["size"]["name"], first["seed"]
+    tasks = [instantiate(task) for task in first["tasks"].values()]
+    tasks = [task for task in tasks if getattr(task, "is_interleaved", False)]
+    models, details = {}, {}
+    for name, config in configs.items():
+        models[name], details[name] = _random_model(config, device, dtype)
+    logbook = make_logbook(None)
+    num_cells = sum(len(task.cells()) for task in tasks)
+    with tqdm(total=num_cells, desc=spec["job"], unit="cell", file=sys.stderr, disable=None) as bar:
+        _calibrate(logbook, size, seed, device)
+        for task in tasks:
+            for cell in task.cells():
+                due = {
+                    n: m for n, m in models.items() if logbook.done(n, size, seed, task.name, cell) is None
+                }
+                if spec["give_up"] is not None:
+                    for name in due:
+                        logbook.write(
+                            name, size, seed, task.name, cell, **spec["give_up"], details=details[name]
+                        )
+                    continue
+
+                def on_turn(name: str, task: Any = task, cell: Any = cell) -> None:
+                    logbook.begin(name, size, seed, task.name, cell)
+
+                for name, outcome in task.measure_interleaved(due, cell, device, on_turn):
+                    if isinstance(outcome, tuple):
+                        rest: dict[str, Any] = {"status": outcome[0], "reason": outcome[1]}
+                    else:
+                        rest = {"metrics": outcome.metrics, "samples": outcome.samples}
+                    logbook.write(name, size, seed, task.name, cell, **rest, details=details[name])
+                bar.update()
+
+
+def _random_model(
+    config: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> tuple[SequenceModel, dict[str, Any]]:
+    """A seeded, untrained model (weights do not change its speed) and what its points say of it."""
+    torch.manual_seed(config["seed"])
+    model_config, _ = matched_model_config(config)
+    model = build_model(model_config).to(device=device, dtype=dtype).eval()
+    return model, {
+        "implementations": resolve_implementations(model, device),
+        "display_name": config["arch"]["display_name"],
+        "colour": config["arch"]["colour"],
+        "dtype": config["dtype"],
+        "num_parameters": model.num_parameters,
+    }
+
+
+def _calibrate(logbook: Logbook, size: str, seed: int, device: torch.device) -> None:
+    """Times the matrix product that other times of this run are divided by."""
+    if logbook.done("", size, seed, "calibration", {}) is not None:
+        return
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(CALIBRATION_WIDTH, CALIBRATION_WIDTH, generator=generator).to(device)
+    times = [time_call_ms(lambda: matrix @ matrix, device) for _ in range(60)][10:]
+    metrics: dict[str, float | int | None] = {"matmul_ms": percentile(times, 0.5)}
+    logbook.write("", size, seed, "calibration", {}, metrics=metrics, samples={"time_ms": times})

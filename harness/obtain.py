@@ -1,0 +1,183 @@
+"""A trained model: from the checkpoint of its hash, or by training it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from archs.base import SequenceModel
+from harness.checkpoint import load_model, save_model
+from harness.config import build_model, instantiate, training_hash
+from harness.expert_training import train_experts
+from harness.logbook import Logbook
+from harness.train import Diverged, History, Training, train
+
+#: Settings of conf/train that are not the trainer's own.
+NOT_TRAINER_KEYS = ("name", "stream", "search", "search_grid")
+
+#: What a "train" point says: metrics, samples, details.
+TrainPoint = dict[str, Any]
+
+
+@dataclass
+class Job:
+    """What the steps of a quality job share."""
+
+    config: dict[str, Any]
+    device: torch.device
+    dtype: torch.dtype
+    corpus: Any
+    stream: Any
+    logbook: Logbook
+
+    @property
+    def identity(self) -> tuple[str, str, int]:
+        """arch, size, seed."""
+        return self.config["arch"]["name"], self.config["size"]["name"], self.config["seed"]
+
+
+def obtain(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
+    """Leaves `model` trained and returns what its "train" point says. Raises Diverged."""
+    if job.config["arch"].get("expert_training") is not None:
+        return _obtain_experts(job, model, model_config)
+    if job.config["train"]["search"]:
+        return _search(job, model, model_config)
+    return _train_at(job, model, model_config, job.config["arch"]["learning_rate"])
+
+
+def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
+    """Trains at every rate of the grid, records each, and loads the best on validation loss."""
+    outcomes: dict[float, float] = {}
+    for rate in job.config["train"]["search_grid"]:
+        cell = {"learning_rate": rate}
+        try:
+            point = _train_at(job, model, model_config, rate)
+        except Diverged as error:
+            rest: dict[str, Any] = {"status": "diverged", "reason": str(error)}
+        else:
+            outcomes[rate] = point["metrics"]["final_validation_loss_nats"]
+            rest = {"metrics": {"validation_loss_nats": outcomes[rate]}}
+        if job.logbook.done(*job.identity, "learning_rate_search", cell) is None:
+            job.logbook.write(*job.identity, "learning_rate_search", cell, **rest)
+    if not outcomes:
+        raise Diverged("every learning rate of the grid diverged")
+    best = min(outcomes, key=lambda rate: outcomes[rate])
+    return _train_at(job, model, model_config, best)
+
+
+def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate: float) -> TrainPoint:
+    """Trains at one learning rate, or loads what was trained so. Raises Diverged."""
+    path = _checkpoint_path(job, training_hash(job.config, model_config, rate, job.corpus.content_hash))
+    if path.exists():
+        return load_model(path, model)
+    settings = {k: v for k, v in job.config["train"].items() if k not in NOT_TRAINER_KEYS}
+    settings["betas"] = tuple(settings["betas"])
+    training = Training(**settings, learning_rate=rate)
+    torch.manual_seed(job.config["seed"])
+    model.load_state_dict(build_model(model_config).state_dict())
+    state_path = path.with_suffix(".training")
+    with _bar(job, "training", training.num_steps) as bar:
+
+        def on_step(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update(step + 1 - bar.n)
+
+        history = train(
+            model,
+            job.stream,
+            training,
+            device=job.device,
+            dtype=job.dtype,
+            state_path=state_path,
+            on_step=on_step,
+        )
+    point = _train_point(job, model, history, rate)
+    save_model(path, model, point)
+    state_path.unlink(missing_ok=True)
+    return point
+
+
+def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainPoint:
+    """Transformer²: the base's checkpoint, trained if it is not there, and experts on top of it."""
+    settings, reference = job.config["arch"]["expert_training"], job.config["reference"]
+    rate = reference["learning_rate"]
+    key = {"model": model_config, "experts": settings, "base": reference["model"]}
+    path = _checkpoint_path(job, training_hash(job.config, key, rate, job.corpus.content_hash))
+    if path.exists():
+        return load_model(path, model)
+    base = build_model(reference["model"]).to(job.device)
+    point = _train_at(job, base, reference["model"], rate)
+    model.load_base(base.state_dict())
+    model.eval()
+    samplers = {
+        split: {
+            domain: instantiate({**settings["prompts"], "_partial_": True})(
+                split=getattr(job.corpus, split), domain=domain, seed=job.config["seed"]
+            )
+            for domain in model.domains
+        }
+        for split in ("train", "validation")
+    }
+    reinforce = settings["reinforce"]
+    with _bar(job, "experts", reinforce["num_steps"] * len(model.domains)) as bar:
+        result = train_experts(
+            model,
+            samplers["train"],
+            samplers["validation"],
+            **reinforce,
+            seed=job.config["seed"],
+            on_step=lambda domain, step: bar.update(),
+        )
+    point["metrics"]["num_parameters"] = model.num_parameters
+    point["details"] = {
+        "experts": {domain: _expert_details(history) for domain, history in result.histories.items()},
+        "classifier_accuracy": result.classifier_accuracy,
+    }
+    save_model(path, model, point)
+    return point
+
+
+def _expert_details(history: Any) -> dict[str, Any]:
+    return {
+        "reward_before": history.reward_before,
+        "reward_after": history.reward_after,
+        "best_step": history.best_step,
+        "validation_rewards": history.validation_rewards,
+        "sampled_rewards": history.sampled_rewards,
+    }
+
+
+def _checkpoint_path(job: Job, name: str) -> Path:
+    return Path(job.config["output"]) / "checkpoints" / f"{name}.safetensors"
+
+
+def _bar(job: Job, what: str, total: int) -> tqdm:
+    return tqdm(total=total, desc=f"{job.identity[0]}: {what}", unit="step", file=sys.stderr, disable=None)
+
+
+def _train_point(job: Job, model: SequenceModel, history: History, rate: float) -> TrainPoint:
+    loss = history.validation_losses_nats[-1]
+    return {
+        "metrics": {
+            "num_parameters": model.num_parameters,
+            "trained_tokens": history.trained_tokens,
+            "train_seconds": history.train_seconds,
+            "tokens_per_s": history.trained_tokens / history.train_seconds,
+            "final_validation_loss_nats": loss,
+            "final_validation_bits_per_byte": loss / math.log(2) / job.corpus.validation.bytes_per_token,
+            "learning_rate": rate,
+        },
+        "samples": {
+            "step": history.steps,
+            "loss_nats": history.losses_nats,
+            "validation_step": history.validation_steps,
+            "validation_loss_nats": history.validation_losses_nats,
+        },
+        "details": {},
+    }

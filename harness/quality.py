@@ -1,0 +1,147 @@
+"""The quality job: train or load one model, then every task that measures a model alone."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from archs.base import SequenceModel, resolve_implementations
+from harness.config import build_model, instantiate, matched_model_config
+from harness.cost import card, meta_model
+from harness.logbook import Logbook
+from harness.measure import is_out_of_memory
+from harness.obtain import Job, obtain
+from harness.train import Diverged, autocast
+from tasks.base import Task, TaskInputs
+
+
+def run(
+    spec: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    make_logbook: Callable[[str | None], Logbook],
+) -> None:
+    """Trains or loads the spec's model and measures what is not yet measured."""
+    config = spec["configs"][0]
+    corpus = instantiate(config["data"]["corpus"])
+    stream = instantiate({**config["train"]["stream"], "_partial_": True})(corpus=corpus)
+    tasks = [instantiate(task) for task in config["tasks"].values()]
+    tasks = [task for task in tasks if isinstance(task, Task)]
+    inputs = TaskInputs(
+        corpus=corpus,
+        tokenizer=corpus.tokenizer,
+        device=device,
+        seed=config["seed"],
+        trained_lengths_tokens=tuple(stream.trained_lengths_tokens),
+    )
+    for task in tasks:  # a mistake in the input shows before an hour of training
+        task.prepare(inputs)
+    job = Job(config, device, dtype, corpus, stream, make_logbook(corpus.content_hash))
+    if spec["give_up"] is not None:
+        _give_up(job, tasks, **spec["give_up"])
+        return
+    if _is_done(job, tasks):
+        print(f"{spec['job']}: everything is measured already.")
+        return
+    _measure_cost(job)
+    model, failure = _obtain_model(job)
+    if failure is not None:
+        _give_up(job, tasks, **failure)
+        return
+    _measure_tasks(job, model, tasks)
+
+
+def _is_done(job: Job, tasks: list[Task]) -> bool:
+    done = [job.logbook.done(*job.identity, name, {}) for name in ("train", "cost")]
+    done += [job.logbook.done(*job.identity, task.name, cell) for task in tasks for cell in task.cells()]
+    return all(done)
+
+
+def _give_up(job: Job, tasks: list[Task], *, status: str, reason: str) -> None:
+    """Every cell that is not measured becomes a typed record."""
+    for task in tasks:
+        for cell in task.cells():
+            if job.logbook.done(*job.identity, task.name, cell) is None:
+                job.logbook.write(*job.identity, task.name, cell, status=status, reason=reason)
+
+
+def _measure_cost(job: Job) -> None:
+    if job.logbook.done(*job.identity, "cost", {}) is None:
+        model, _ = meta_model(job.config)
+        values = card(model, job.config["dtype"])
+        metrics = {"num_parameters": values.pop("num_parameters")}
+        job.logbook.write(*job.identity, "cost", {}, metrics=metrics, details=values)
+
+
+def _obtain_model(job: Job) -> tuple[SequenceModel, dict[str, str] | None]:
+    """The trained model, from its checkpoint where there is one, or why there is none."""
+    config = job.config
+    model_config, mismatch = matched_model_config(config)
+    if mismatch is not None:
+        print(f"{config['arch']['name']}: parameters {mismatch:+.2%} against the reference.")
+    torch.manual_seed(config["seed"])
+    model = build_model(model_config).to(job.device)
+    implementations = resolve_implementations(model, job.device)
+    previous = job.logbook.done(*job.identity, "train", {})
+    if previous is not None and previous.status != "ok":
+        return model, {"status": previous.status, "reason": f"training: {previous.reason}"}
+    if previous is None:
+        job.logbook.begin(*job.identity, "train", {})
+    try:
+        point = obtain(job, model, model_config)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, Diverged):
+            status, reason = "diverged", str(error)
+        else:
+            status, reason = _outcome(error)
+        job.logbook.write(*job.identity, "train", {}, status=status, reason=reason)
+        return model, {"status": status, "reason": f"training: {reason}"}
+    if previous is None:
+        point["details"] |= {
+            "implementations": implementations,
+            "device": job.device.type,
+            "dtype": config["dtype"],
+            "parameter_mismatch": mismatch,
+            "trained_lengths_tokens": list(job.stream.trained_lengths_tokens),
+            "data": job.corpus.description(),
+        }
+        job.logbook.write(*job.identity, "train", {}, **point)
+    return model, None
+
+
+def _measure_tasks(job: Job, model: SequenceModel, tasks: list[Task]) -> None:
+    arch = job.identity[0]
+    todo = [(task, cell) for task in tasks for cell in task.cells()]
+    todo = [(task, cell) for task, cell in todo if job.logbook.done(*job.identity, task.name, cell) is None]
+    model.eval()
+    for task, cell in tqdm(todo, desc=f"{arch}: tasks", unit="cell", file=sys.stderr, disable=None):
+        job.logbook.begin(*job.identity, task.name, cell)
+        try:
+            with torch.no_grad(), autocast(job.device, job.dtype):
+                measured = task.measure(model, cell)
+        except (RuntimeError, MemoryError, ArithmeticError) as error:
+            status, reason = _outcome(error)
+            job.logbook.write(*job.identity, task.name, cell, status=status, reason=reason)
+            continue
+        job.logbook.write(
+            *job.identity,
+            task.name,
+            cell,
+            metrics=measured.metrics,
+            samples=measured.samples,
+            details=measured.details,
+        )
+
+
+def _outcome(error: BaseException) -> tuple[str, str]:
+    """Status and reason of an exception while measuring."""
+    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    if is_out_of_memory(error):
+        return "oom", text
+    traceback.print_exception(error)
+    return ("unsupported" if isinstance(error, NotImplementedError) else "crashed"), text
