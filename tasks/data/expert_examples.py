@@ -10,8 +10,9 @@ from tasks.data.corpus import Split
 from tasks.data.needles import NeedleMaker
 from tasks.data.sampling import DocumentSampler
 
-#: The domain whose answers are the numbers of needle contexts; any other is a domain of the text.
-NEEDLE_DOMAIN = "needle"
+#: The domain whose answers are the numbers of needle contexts, and the one of all text. Any other
+#: name is a domain of the documents.
+NEEDLE_DOMAIN, ANY_DOMAIN = "needle", "any"
 
 
 class ExpertExamples:
@@ -50,7 +51,9 @@ class ExpertExamples:
         else:
             self.num_answer_tokens = num_answer_tokens
             length = prompt_tokens + num_answer_tokens
-            self._documents = DocumentSampler(split, min_tokens=length, domain=domain)
+            self._documents = DocumentSampler(
+                split, min_tokens=length, domain=None if domain == ANY_DOMAIN else domain
+            )
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, step))

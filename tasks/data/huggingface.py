@@ -87,7 +87,7 @@ class HuggingFace(Source):
 
     def _joined(self, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         pattern = re.compile(self.document_start_pattern or "")
-        domain, parts = "", []
+        domain, parts = "", list[str]()
         for row in rows:
             text = self._column(row, self.text_field)
             if pattern.match(text) and parts:

@@ -179,12 +179,12 @@ def _batch(ids: np.ndarray, weights: np.ndarray) -> Batch:
 
 def _stages(curriculum: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
     keys = {"until_fraction", "sequence_tokens"}
-    for stage in curriculum:
-        if set(stage) != keys:
+    for settings in curriculum:
+        if set(settings) != keys:
             raise ValueError(
-                f"curriculum: a stage has the keys {', '.join(sorted(keys))}, not {list(stage)}."
+                f"curriculum: a stage has the keys {', '.join(sorted(keys))}, not {list(settings)}."
             )
-    stages = tuple(Stage(**stage) for stage in curriculum)
+    stages = tuple(Stage(**settings) for settings in curriculum)
     if not stages:
         raise ValueError("curriculum=[] needs at least one stage.")
     for stage in stages:

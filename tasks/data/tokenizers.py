@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def make_tokenizer(name: str) -> Tokenizer:
     return ByteTokenizer() if name == "byte" else HubTokenizer(name)
 
 
-def _load(path_or_name: str):
+def _load(path_or_name: str) -> Any:
     try:
         import tokenizers
     except ImportError as error:
