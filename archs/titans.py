@@ -30,10 +30,13 @@ class NeuralMemory(nn.Module):
     q, k and v are projected and, with `conv_width` > 0, pass a depthwise causal convolution
     (section 4.4), each then a SiLU; q and k are normalised to unit length. Every head's memory is
     a network of `memory_depth` matrices with hidden width `memory_expansion` times the head's.
-    Decay, step size and momentum are sigmoids of a linear map of the input, one value a token and
-    head; the step size is scaled to `max_step_size`. That ceiling and the starting values of the
-    gates are this project's: the paper gives none, and a chunk's gradients, all taken at one
-    point, overshoot when their steps add up.
+    Decay and momentum are sigmoids of a linear map of the input, one value a token and head, and the
+    step size is such a sigmoid times `max_step_size` times (1 - momentum).
+
+    The scale of the step and the starting values of the gates are this project's, the paper gives
+    none. A chunk's gradients are all taken at one point and momentum repeats each 1 / (1 - momentum)
+    times, so steps that add up to more than one over a chunk overshoot where its keys are alike:
+    `max_step_size` None is 1 / chunk_tokens.
 
     use_momentum, use_decay: the paper's ablations (its Table 5); False holds the gate at zero.
     Raises ValueError where a size makes no sense.
@@ -50,7 +53,7 @@ class NeuralMemory(nn.Module):
         use_momentum: bool = True,
         use_decay: bool = True,
         conv_width: int = 4,
-        max_step_size: float = 0.1,
+        max_step_size: float | None = None,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
@@ -61,10 +64,11 @@ class NeuralMemory(nn.Module):
         for name, value in (("memory_expansion", memory_expansion), ("chunk_tokens", chunk_tokens)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be positive")
-        if max_step_size <= 0:
+        if max_step_size is not None and max_step_size <= 0:
             raise ValueError(f"max_step_size={max_step_size} must be positive")
         self.d_model, self.num_heads, self.head_width = d_model, num_heads, d_model // num_heads
-        self.chunk_tokens, self.max_step_size = chunk_tokens, max_step_size
+        self.chunk_tokens = chunk_tokens
+        self.max_step_size = 1 / chunk_tokens if max_step_size is None else max_step_size
         self.use_momentum, self.use_decay = use_momentum, use_decay
         self.implementation = implementation
         self.projections = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(3))
@@ -102,11 +106,13 @@ class NeuralMemory(nn.Module):
         qkv = [self.project(which, x, tail) for which, tail in enumerate(tails)]
         gates = self.gates(x).to(memory.weights[0].dtype).sigmoid()
         decay, step_size, momentum = gates.chunk(3, dim=-1)
+        decay = decay if self.use_decay else torch.zeros_like(decay)
+        momentum = momentum if self.use_momentum else torch.zeros_like(momentum)
         y, memory = neural_memory(
             *qkv,
-            decay if self.use_decay else torch.zeros_like(decay),
-            self.max_step_size * step_size,
-            momentum if self.use_momentum else torch.zeros_like(momentum),
+            decay,
+            self.max_step_size * step_size * (1 - momentum),
+            momentum,
             memory,
             position,
             chunk_tokens=self.chunk_tokens,
@@ -173,7 +179,7 @@ class TitansLMM(Mixer):
         use_momentum: bool = True,
         use_decay: bool = True,
         conv_width: int = 4,
-        max_step_size: float = 0.1,
+        max_step_size: float | None = None,
         norm_eps: float = 1e-6,
         implementation: str = "auto",
     ) -> None:

@@ -60,7 +60,7 @@ class TitansMAC(Mixer):
         use_momentum: bool = True,
         use_decay: bool = True,
         conv_width: int = 4,
-        max_step_size: float = 0.1,
+        max_step_size: float | None = None,
         rope_theta: float = 10_000.0,
         norm_eps: float = 1e-6,
         memory_implementation: str = "auto",

@@ -110,6 +110,17 @@ def test_an_early_token_reaches_the_end_through_the_memory(name: str) -> None:
     assert (mixer(changed)[:, -1] - mixer(x)[:, -1]).abs().max() > 1e-9
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("gate_bias", [-2.0, 0.0, 4.0])
+def test_repeated_tokens_do_not_make_the_memory_overshoot(depth: int, gate_bias: float) -> None:
+    mixer = build("lmm", memory_depth=depth, chunk_tokens=16)
+    with torch.no_grad():
+        mixer.memory.gates.bias[2:] = gate_bias  # step size and momentum of both heads
+        x = random_input(1)[:, :1].expand(-1, 800, -1)
+        _, state = mixer.prefill(x, mixer.init_state(2, 800))
+    assert max(w.abs().max() for w in state.memory.weights) < 3
+
+
 def test_a_window_forgets() -> None:
     mixer, x = build("window", conv_width=0), random_input(12)
     changed = x.clone()
