@@ -100,10 +100,10 @@ def crossover_table(results: Results, all_curves: list[CostCurves]) -> Table:
             rows.append([name_cell(series), *cells])
     return Table(
         name="crossovers",
-        caption="Against the Transformer: the context in tokens from which an architecture costs less or more, "
-        "interpolated between the two measured contexts named below it, as a straight line on log-log axes; "
-        "nothing is extrapolated. “Always” is within the contexts measured for both, with the ratio at the "
-        "last. “Within the spread”: at one of the two contexts the 10th to 90th percentiles of the times "
+        caption="Against the Transformer: the context in tokens from which an architecture costs less or "
+        "more, interpolated between the two measured contexts named below it, as a straight line on log-log "
+        "axes; nothing is extrapolated. “Always” is within the contexts measured for both, with the ratio at "
+        "the last. “Within the spread”: at one of the two contexts the 10th to 90th percentiles of the times "
         "touch, so that the crossing may be noise.",
         columns=columns,
         rows=rows,
@@ -119,7 +119,9 @@ def _crossover_cell(entry: CostCurves, series: Series, all_series: list[Series])
         return failed_cell(None)
     if not crossings:
         above = {curve[x] > reference[x] for x in shared if curve[x] != reference[x]}
-        word = "always more" if True in above else "always less" if above else "equal"
+        if not above:
+            return Cell(text="equal")
+        word = "always more" if True in above else "always less"
         last = shared[-1]
         return Cell(text=word, note=f"{significant(curve[last] / reference[last])} × at {integer(last)}")
     text = "; ".join(

@@ -105,8 +105,8 @@ def loss_by_position(results: Results, output: Path) -> Picture | None:
         title="Loss against position",
         y_label="nats a token",
         x_label="position in the document (tokens)",
-        caption=f"Mean loss in nats a token by position bucket, drawn at its last position; documents read with {at} "
-        "tokens of context; lower is better. A curve that keeps falling makes use of what it has read.",
+        caption=f"Mean loss in nats a token by position bucket, drawn at its last position; documents read "
+        f"with {at} tokens of context; lower is better. A curve that keeps falling uses what it read.",
     )
 
 
@@ -149,8 +149,8 @@ def needle_by_context(results: Results, output: Path) -> Picture | None:
         name="needle_by_context",
         title="Needle against context",
         y_label="exact match (%)",
-        caption="Share of needles recalled exactly, over all depths, against context length (log axis); higher "
-        "is better. Bands are Wilson 95% intervals over examples."
+        caption="Share of needles recalled exactly, over all depths, against context length (log axis); "
+        "higher is better. Bands are Wilson 95% intervals over examples."
         + (" The dashed line is chance." if chance is not None else ""),
         level=None if chance is None else 100 * chance,
         y_limits=(-3, 103),
@@ -358,7 +358,7 @@ def _scatter(
             output,
             name=name,
             title=title,
-            caption=f"{y_label[0].upper()}{y_label[1:]} against {x_label} (log axis), one mark an architecture; "
-            f"the {better} left corner is best.",
+            caption=f"{y_label[0].upper()}{y_label[1:]} against {x_label} (log axis), one mark an "
+            f"architecture; the {better} left corner is best.",
             alternative_text=f"{title}: a mark each for {joined([series.label for series in shown])}.",
         )

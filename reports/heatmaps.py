@@ -86,7 +86,8 @@ def heat_map_panels(grids: list[Grid]) -> list[tuple[Series, str, str]]:
     panels = []
     with drawing():
         for grid in grids:
-            figure = Figure(figsize=(2.9, 2.15), layout="constrained")
+            figure = Figure(figsize=(2.9, 2.15))
+            figure.subplots_adjust(left=0.2, right=0.99, bottom=0.2, top=0.87)
             draw_panel(figure.add_subplot(), grid)
             panels.append((grid.series, svg_uri(figure), grid.description()))
     return panels
@@ -99,22 +100,30 @@ def heat_map_figure(grids: list[Grid], output: Path) -> Picture | None:
     num_columns = min(COLUMNS, len(grids))
     num_rows = -(-len(grids) // num_columns)
     with drawing():
-        figure = Figure(figsize=(2.75 * num_columns, 2.25 * num_rows), layout="constrained")
-        all_axes = figure.subplots(num_rows, num_columns, squeeze=False).flat
+        figure = Figure(figsize=(2.75 * num_columns + 0.9, 2.25 * num_rows))
+        width = 1 - 0.9 / (2.75 * num_columns + 0.9)
+        all_axes = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
         for axes, grid in zip(all_axes, grids, strict=False):
             draw_panel(axes, grid)
-        for axes in list(all_axes)[len(grids) :]:
+        for axes in all_axes[len(grids) :]:
             axes.set_axis_off()
+        edge = 0.3 / num_rows
+        figure.subplots_adjust(
+            left=0.05 + 0.1 / num_columns, right=width, bottom=edge, top=1 - edge / 2, wspace=0.32, hspace=0.5
+        )
         scale = ScalarMappable(norm=Normalize(0, 100), cmap=COLOUR_MAP)
-        figure.colorbar(scale, ax=figure.axes, shrink=0.5, label="exact match (%)", aspect=30)
+        bar = figure.add_axes((width + 0.015, 0.3, 0.012, 0.4))
+        figure.colorbar(scale, cax=bar, label="exact match (%)")
         return save(
             figure,
             output,
             name="needle_heat_maps",
             title="Needle heat maps",
-            caption="Exact-match accuracy in percent by context length (across) and depth of the needle (down, 0% "
-            "is the start). A bar above a column marks a trained length; hatched cells failed, in the way named.",
+            caption="Exact-match accuracy in percent by context length (across) and depth of the needle "
+            "(down, 0% is the start). A bar below a column marks a trained length; hatched cells failed "
+            "as named.",
             alternative_text="Needle accuracy by context and depth, a panel an architecture.",
+            is_on_page=False,
         )
 
 
@@ -129,7 +138,9 @@ def draw_panel(axes: Axes, grid: Grid) -> None:
         for row, depth in enumerate(grid.depths):
             _draw_cell(axes, grid, (column, row), (context, depth), is_written)
         if context in grid.trained:
-            axes.plot((column - 0.46, column + 0.46), (-0.62, -0.62), color=INK, lw=2.2, clip_on=False)
+            axes.plot(
+                (column - 0.46, column + 0.46), (num_rows - 0.44,) * 2, color=INK, lw=2.2, clip_on=False
+            )
     if is_all_failed:
         _write(axes, ((num_columns - 1) / 2, (num_rows - 1) / 2), STATUS_WORDS[statuses.pop()], INK, 10, True)
     axes.grid(False)
@@ -137,10 +148,10 @@ def draw_panel(axes: Axes, grid: Grid) -> None:
     axes.set_ylim(num_rows - 0.5, -0.5)
     axes.set_xticks(range(num_columns), [tokens_tick(x) for x in grid.contexts], fontsize=7.5)
     axes.set_yticks(range(num_rows), [percent(y) for y in grid.depths], fontsize=7.5)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, pad=4)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(grid.series.label, color=INK, fontsize=9.5, pad=7)
+    axes.set_title(grid.series.label, color=INK, fontsize=9.5, pad=5)
     axes.set_xlabel("context (tokens)", fontsize=7.5)
     axes.set_ylabel("depth", fontsize=7.5)
 

@@ -73,18 +73,27 @@ def drawing() -> AbstractContextManager[None]:
 
 
 def save(
-    figure: Figure, output: Path, *, name: str, title: str, caption: str, alternative_text: str
+    figure: Figure,
+    output: Path,
+    *,
+    name: str,
+    title: str,
+    caption: str,
+    alternative_text: str,
+    is_on_page: bool = True,
 ) -> Picture:
-    """Writes `<output>/<name>.png` at print resolution and returns the figure for the page."""
+    """Writes `<output>/<name>.png` at print resolution and returns the figure for the page; its data
+    URI is empty where the page shows something else in its place."""
     png = output / f"{name}.png"
     figure.savefig(png, dpi=PNG_DOTS_PER_INCH, metadata={"Software": None})
+    figure.set_layout_engine("none")  # laid out once, for both formats
     return Picture(
         name=name,
         title=title,
         caption=caption,
         alternative_text=alternative_text,
         png_name=png.name,
-        data_uri=svg_uri(figure),
+        data_uri=svg_uri(figure) if is_on_page else "",
     )
 
 
