@@ -1,12 +1,13 @@
 """The needle format: a short key and a number, hidden in real text and asked for at the end.
 
     ...text of one document...
-    # key qvd=4821
+    #qv=4821
     ...text of the same document...
-    # key qvd=
+    #qv=
 
-The key stands directly before its value, so that a model whose reach within a layer is four tokens
-can tell the keys apart. The same text is used to train and to evaluate.
+The key is short and stands directly before its value, so that a convolution of width four sees all
+of it; the line is short, so that a short training sequence holds several. The same format is used to
+train and to evaluate.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tasks.data.corpus import Split
 from tasks.data.sampling import DocumentSampler
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-KEY_LETTERS, VALUE_DIGITS = 3, 4
+KEY_LETTERS, VALUE_DIGITS = 2, 4
 
 
 class Needles(NamedTuple):
@@ -76,7 +77,7 @@ class NeedleMaker:
         by default, as are all others'. A needle stands at the last line end before its depth.
         Raises ValueError where the needles leave no room or no document is long enough."""
         values = self._values[rng.integers(len(self._values), size=self.num_needles)]
-        prefixes = [self._encode(f"\n# key {key}=") for key in self._keys(rng)]
+        prefixes = [self._encode(f"\n#{key}=") for key in self._keys(rng)]
         lines = [
             np.concatenate([prefix, value, self._newline])
             for prefix, value in zip(prefixes, values, strict=True)
@@ -97,7 +98,7 @@ class NeedleMaker:
         positions = self._line_ends_before(text, depths[order])
 
         pieces, needle_spans, depth_tokens, previous, length = [], [], 0, 0, 0
-        for index, position in zip(order, positions, strict=True):
+        for index, position in zip(order, positions.tolist(), strict=True):
             pieces += [text[previous:position], lines[index]]
             start = length + position - previous
             length = start + len(lines[index])
@@ -114,7 +115,7 @@ class NeedleMaker:
             answer_spans.append((length + len(prefix), length + len(prefix) + self.answer_tokens))
             length += len(line)
         tokens = np.concatenate(pieces)[:context_tokens]
-        return Needles(tokens, needle_spans, query_spans, answer_spans, int(depth_tokens))
+        return Needles(tokens, needle_spans, query_spans, answer_spans, depth_tokens)
 
     def _encode(self, text: str) -> np.ndarray:
         return self._tokenizer.encode(text.encode()).tokens

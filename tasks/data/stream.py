@@ -7,7 +7,7 @@ the next one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,10 +33,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """sequence_tokens is used until this fraction of the steps is done."""
+    """sequence_tokens is used until this fraction of the steps is done, with a needle_fraction of
+    the stage's own where it is not None."""
 
     until_fraction: float
     sequence_tokens: int
+    needle_fraction: float | None = None
 
 
 class TrainingStream:
@@ -44,7 +46,9 @@ class TrainingStream:
 
     num_steps:          the steps of the whole run, which place the curriculum's stages.
     batch_tokens:       tokens of a batch, whatever its sequence length (at least one row).
-    curriculum:         stages in order, as {until_fraction, sequence_tokens}; the last reaches 1.
+    curriculum:         stages in order, as {until_fraction, sequence_tokens}, and needle_fraction if
+                        the stage has its own; the last reaches 1. Short stages of needles alone teach
+                        recall in the fewest steps.
     needle_fraction:    share of the rows that are needle contexts.
     num_needles, num_queries: see NeedleMaker; several queries a context make the signal denser.
     answer_weight:      weight of an answer's tokens in the loss; corpus text has 1.
@@ -80,42 +84,41 @@ class TrainingStream:
         ):
             if value < 1:
                 raise ValueError(f"{name}={value} must be positive.")
-        if not 0.0 <= needle_fraction <= 1.0:
-            raise ValueError(f"needle_fraction={needle_fraction} must lie between 0 and 1.")
         if answer_weight < 0 or text_weight < 0:
             raise ValueError(
                 f"answer_weight={answer_weight} and text_weight={text_weight} must not be negative."
             )
         self.corpus, self.num_steps, self.batch_tokens, self.seed = corpus, num_steps, batch_tokens, seed
-        self.needle_fraction, self.num_validation_batches = needle_fraction, num_validation_batches
+        self.num_validation_batches = num_validation_batches
         self.answer_weight, self.text_weight = answer_weight, text_weight
-        self.stages = _stages(curriculum)
+        self.stages = _stages(curriculum, needle_fraction)
         self._documents = DocumentSampler(corpus.train, is_domain_balanced=is_domain_balanced)
         self._validation_documents = DocumentSampler(corpus.validation, is_domain_balanced=is_domain_balanced)
         self._needles = NeedleMaker(split=corpus.train, num_needles=num_needles, num_queries=num_queries)
-        if needle_fraction > 0:
-            for sequence_tokens in self.trained_lengths_tokens:
-                self._needles.check(sequence_tokens + 1)
+        for stage in self.stages:
+            if stage.needle_fraction:
+                self._needles.check(stage.sequence_tokens + 1)
 
     @property
     def trained_lengths_tokens(self) -> tuple[int, ...]:
         """The sequence lengths of the curriculum, ascending."""
         return tuple(sorted({stage.sequence_tokens for stage in self.stages}))
 
-    def sequence_tokens_at(self, step: int) -> int:
-        """The sequence length of a step."""
+    def stage_at(self, step: int) -> Stage:
+        """The stage of a step."""
         for stage in self.stages:
             if step < stage.until_fraction * self.num_steps:
-                return stage.sequence_tokens
-        return self.stages[-1].sequence_tokens
+                return stage
+        return self.stages[-1]
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; its first rows are needle contexts."""
-        sequence_tokens = self.sequence_tokens_at(step)
+        stage = self.stage_at(step)
+        sequence_tokens = stage.sequence_tokens
         num_rows = max(1, self.batch_tokens // sequence_tokens)
         rng = np.random.default_rng((self.seed, TRAINING, step))
         # The share of needle rows is kept on average where it is not a whole number of rows.
-        num_needle_rows = int(self.needle_fraction * num_rows + rng.random())
+        num_needle_rows = int((stage.needle_fraction or 0.0) * num_rows + rng.random())
         ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
         weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
         for row in range(num_rows):
@@ -177,20 +180,28 @@ def _batch(ids: np.ndarray, weights: np.ndarray) -> Batch:
     )
 
 
-def _stages(curriculum: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
-    keys = {"until_fraction", "sequence_tokens"}
+def _stages(curriculum: Sequence[Mapping[str, Any]], needle_fraction: float) -> tuple[Stage, ...]:
+    """Checked; a stage without a needle_fraction gets the general one."""
+    required, optional = {"until_fraction", "sequence_tokens"}, {"needle_fraction"}
+    stages = []
     for settings in curriculum:
-        if set(settings) != keys:
+        if not required <= set(settings) <= required | optional:
             raise ValueError(
-                f"curriculum: a stage has the keys {', '.join(sorted(keys))}, not {list(settings)}."
+                "curriculum: a stage has the keys until_fraction, sequence_tokens and perhaps "
+                f"needle_fraction, not {list(settings)}."
             )
-    stages = tuple(Stage(**settings) for settings in curriculum)
-    if not stages:
-        raise ValueError("curriculum=[] needs at least one stage.")
-    for stage in stages:
+        stage = Stage(**settings)
+        if stage.needle_fraction is None:
+            stage = replace(stage, needle_fraction=needle_fraction)
         if stage.sequence_tokens < 1:
             raise ValueError(f"curriculum: sequence_tokens={stage.sequence_tokens} must be positive.")
+        assert stage.needle_fraction is not None
+        if not 0.0 <= stage.needle_fraction <= 1.0:
+            raise ValueError(f"needle_fraction={stage.needle_fraction} must lie between 0 and 1.")
+        stages.append(stage)
+    if not stages:
+        raise ValueError("curriculum=[] needs at least one stage.")
     fractions = [stage.until_fraction for stage in stages]
     if fractions != sorted(set(fractions)) or fractions[0] <= 0 or fractions[-1] != 1.0:
         raise ValueError(f"curriculum: until_fraction={fractions} must rise from above 0 to 1.")
-    return stages
+    return tuple(stages)

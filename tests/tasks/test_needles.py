@@ -10,7 +10,7 @@ import pytest
 from tasks.data.corpus import Corpus
 from tasks.data.needles import NeedleMaker, Needles
 
-NEEDLE = re.compile(rb"\n# key ([a-z]{3})=(\d{4})\n")
+NEEDLE = re.compile(rb"\n#([a-z]{2})=(\d{4})\n")
 
 
 def draw(
@@ -46,10 +46,10 @@ def test_each_answer_is_the_number_beside_the_key_that_is_asked_for(corpus: Corp
             hidden[match[1]] = match[2]
         assert len(hidden) == 5
         for query, answer in zip(needles.query_spans, needles.answer_spans, strict=True):
-            asked = re.fullmatch(rb"\n# key ([a-z]{3})=", text[slice(*query)])
+            asked = re.fullmatch(rb"\n#([a-z]{2})=", text[slice(*query)])
             assert asked is not None and hidden[asked[1]] == text[slice(*answer)]
         first_asked = NEEDLE.match(text, needles.depth_tokens)
-        assert first_asked is not None and first_asked[1] == text[slice(*needles.query_spans[0])][-4:-1]
+        assert first_asked is not None and first_asked[1] == text[slice(*needles.query_spans[0])][-3:-1]
 
 
 def test_the_text_around_the_needles_is_consecutive_text_of_one_document(corpus: Corpus) -> None:
@@ -70,7 +70,7 @@ def test_depths_walk_back_to_a_line_end(corpus: Corpus) -> None:
             needles = maker.draw(2000, np.random.default_rng(seed), depth)
             text = corpus.tokenizer.decode(needles.tokens)
             length = len(NEEDLE.search(text)[0])
-            num_text = 2000 - length - len("\n# key abc=") - 4
+            num_text = 2000 - length - len("\n#ab=") - 4
             wanted = round(depth * num_text)
             achieved = needles.depth_tokens
             if depth == 0.0:
@@ -97,11 +97,11 @@ def test_examples_are_a_function_of_the_generator(corpus: Corpus) -> None:
 
 
 def test_a_context_without_room_for_the_needles_names_the_least(corpus: Corpus) -> None:
-    with pytest.raises(ValueError, match=r"context_tokens=40 leaves no room .* use at least 80\.$"):
+    with pytest.raises(ValueError, match=r"context_tokens=40 leaves no room .* use at least 50\.$"):
         draw(corpus, 40, num_needles=4)
-    assert len(draw(corpus, 80, num_needles=4).tokens) == 80
-    with pytest.raises(ValueError, match=r"use at least 80\.$"):
-        draw(corpus, 79, num_needles=4)
+    assert len(draw(corpus, 50, num_needles=4).tokens) == 50
+    with pytest.raises(ValueError, match=r"use at least 50\.$"):
+        draw(corpus, 49, num_needles=4)
 
 
 def test_a_context_longer_than_every_document_names_the_longest(corpus: Corpus) -> None:
