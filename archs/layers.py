@@ -61,7 +61,15 @@ class CausalConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.conv(F.pad(x.transpose(1, 2), (self.width - 1, 0))).transpose(1, 2)
+        return self._convolve(F.pad(x, (0, 0, self.width - 1, 0)))
+
+    def _convolve(self, window: Tensor) -> Tensor:
+        """(B, T + W - 1, D) -> (B, T, D). As a convolution of images of height 1 with the channels
+        last, which on a CPU is several times as fast as conv1d with the channels first."""
+        image = window.transpose(1, 2)[:, :, None]
+        weight = self.conv.weight[:, :, None]
+        y = F.conv2d(image, weight, self.conv.bias, groups=weight.shape[0])
+        return y[:, :, 0].transpose(1, 2)
 
     def init_tail(self, batch_size: int) -> Tensor:
         """Zeros (B, D, W)."""
@@ -70,9 +78,9 @@ class CausalConvolution(nn.Module):
 
     def prefill(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, D) and the tail -> (B, C, D) and the tail, updated in place."""
-        window = torch.cat((tail, x.transpose(1, 2)), dim=2)
-        tail.copy_(window[..., -self.width :])
-        return self.conv(window[..., 1:]).transpose(1, 2), tail
+        window = torch.cat((tail.transpose(1, 2), x), dim=1)
+        tail.copy_(window[:, -self.width :].transpose(1, 2))
+        return self._convolve(window[:, 1:]), tail
 
     def decode(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D) and the tail -> (B, D) and the tail, updated in place."""
