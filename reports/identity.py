@@ -51,8 +51,8 @@ def make_series(points: Iterable[Point], headers: Mapping[str, Header]) -> list[
         config = header.config.get("arch") if header else None
         if isinstance(config, dict) and config.get("name") == point.arch:
             look.update(_named(config))  # the architecture's own job decides
-        else:
-            look.update({**_named(point.details), **look})
+        for name, value in _named(point.details).items():
+            look.setdefault(name, value)
     names = {arch: str(look.get("display_name", arch)) for arch, look in looks.items()}
     keys = list(dict.fromkeys((point.arch, point.size) for point in points))
     keys.sort(key=lambda key: (names[key[0]].lower(), key[0]))  # stable: sizes keep their order
