@@ -83,6 +83,7 @@ class Mamba(Mixer):
         self.x_proj = nn.Linear(inner, dt_rank + 2 * state_width, bias=False)
         self.dt_proj = nn.Linear(dt_rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state_width + 1).log().repeat(inner, 1))
+        self.A_log.is_decayed = False  # type: ignore[attr-defined]  # as in the published code
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=use_bias)
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)

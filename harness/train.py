@@ -164,10 +164,14 @@ def validation_loss(
 
 
 def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """AdamW with weight decay on matrices alone, and not on those marked `is_decayed = False`."""
+    decayed, others = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_decayed = parameter.ndim >= 2 and getattr(parameter, "is_decayed", True)
+            (decayed if is_decayed else others).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, foreach=True)
