@@ -22,6 +22,9 @@ from tasks.data.sampling import DocumentSampler
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 KEY_LETTERS, VALUE_DIGITS = 2, 4
 
+#: Where depths are drawn for training, the uniform range reaches this far past either end of the text.
+END_SHARE = 0.1
+
 
 class Needles(NamedTuple):
     """One context with its needles and queries.
@@ -73,8 +76,9 @@ class NeedleMaker:
     def draw(self, context_tokens: int, rng: np.random.Generator, depth: float | None = None) -> Needles:
         """A context of exactly context_tokens tokens, answers included.
 
-        depth: of the needle asked first, 0 the beginning of the text and 1 its end; drawn uniformly
-        by default, as are all others'. A needle stands at the last line end before its depth.
+        depth: of the needle asked first, 0 the beginning of the text and 1 its end; the others' are
+        uniform. By default all are drawn, with a share for either end. A needle stands at the last
+        line end before its depth.
         Raises ValueError where the needles leave no room or no document is long enough."""
         values = self._values[rng.integers(len(self._values), size=self.num_needles)]
         prefixes = [self._encode(f"\n#{key}=") for key in self._keys(rng)]
@@ -92,7 +96,11 @@ class NeedleMaker:
             )
         text = self._text(context_tokens, num_text, rng)
         depths = rng.random(self.num_needles)
-        if depth is not None:
+        if depth is None:
+            # The ends are drawn often enough to be learned: a needle just before its query, or at the
+            # very beginning, is otherwise almost never seen, and models fail there.
+            depths = np.clip((depths - 0.5) * (1 + 2 * END_SHARE) + 0.5, 0.0, 1.0)
+        else:
             depths[0] = depth
         order = np.argsort(depths, kind="stable")
         positions = self._line_ends_before(text, depths[order])

@@ -90,6 +90,14 @@ def test_depth_counts_the_needles_that_stand_before(corpus: Corpus) -> None:
     assert draw(corpus, 600, 0.0, num_needles=4).depth_tokens == 0
 
 
+def test_drawn_depths_reach_both_ends_of_the_text(corpus: Corpus) -> None:
+    maker = NeedleMaker(split=corpus.test, num_needles=1)
+    num_text = 600 - len("\n#ab=1234\n") - len("\n#ab=1234")
+    drawn = [maker.draw(600, np.random.default_rng(seed)).depth_tokens for seed in range(300)]
+    assert 5 <= drawn.count(num_text) <= 60 and 5 <= drawn.count(0) <= 80
+    assert len(set(drawn)) > 100
+
+
 def test_examples_are_a_function_of_the_generator(corpus: Corpus) -> None:
     first, again, other = (draw(corpus, 400, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first.tokens, again.tokens)
