@@ -23,7 +23,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 KEY_LETTERS, VALUE_DIGITS = 2, 4
 
 #: Where depths are drawn for training, the uniform range reaches this far past either end of the text.
-END_SHARE = 0.1
+END_SHARE = 0.25
 
 
 class Needles(NamedTuple):
