@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from harness.callbacks import Sweep
 from harness.config_dir import CONFIG_DIR, register_resolvers
@@ -23,10 +24,9 @@ def job(config: DictConfig) -> None:
     """One Hydra job. A user's mistake ends the sweep; a typed failure does not."""
     try:
         failures = run(config)
-    except InputError:
-        raise SystemExit(EXIT_INPUT_ERROR) from None
-    except (ValueError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        if not isinstance(error, InputError) or str(error):
+            print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(EXIT_INPUT_ERROR) from None
     for point in failures:
         text = f"{point.arch}, {point.task} {point.cell}: {point.status}: {point.reason}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -29,8 +31,12 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Counts the jobs of the grid."""
         params = config.hydra.sweeper.params or {}
-        for values in params.values():
-            self.num_jobs *= len(str(values).split(","))
+        overrides = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+        axes: dict[str, int] = {}  # what the command line says of a key holds over the experiment
+        for override in OverridesParser.create().parse_overrides(overrides):
+            is_sweep = override.is_sweep_override() and override.is_discrete_sweep()
+            axes[override.get_key_element()] = len(list(override.sweep_string_iterator())) if is_sweep else 1
+        self.num_jobs = math.prod(axes.values())
         print(f"{self.num_jobs} jobs, results in {config.output}", file=sys.stderr, flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:

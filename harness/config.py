@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from archs.base import SequenceModel
-from harness.config_dir import CONFIG_DIR, register_resolvers, unknown
+from harness.check import check_call, check_root, check_targets, check_values
+from harness.config_dir import CONFIG_DIR, register_resolvers
+from harness.expert_training import train_experts
 from harness.record import content_hash
+from harness.train import Training
+
+#: Settings of conf/train that are not the trainer's own.
+NOT_TRAINER_KEYS = ("name", "stream", "search", "search_grid")
 
 #: The relative difference in parameters that `match=parameters` must stay below.
 MATCH_TOLERANCE = 0.02
@@ -38,38 +43,29 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """Plain, fully interpolated data; raises ValueError naming an unresolved interpolation."""
     value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(value, dict)
-    return {str(key): item for key, item in value.items()}
+    return {"tasks": {}} | {str(key): item for key, item in value.items()}
 
 
-def check_targets(node: Any, path: str = "") -> None:
-    """Every key beside a `_target_` must be a parameter of it, and every required one be there.
+def check_config(config: Mapping[str, Any]) -> None:
+    """Everything that a job will build, before it builds any of it.
 
     Raises ValueError with one sentence that names the mistake and the valid choices."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            _check_target(node, path)
-        for key, item in node.items():
-            check_targets(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for index, item in enumerate(node):
-            check_targets(item, f"{path}[{index}]")
-
-
-def _check_target(node: Mapping[str, Any], path: str) -> None:
-    target = str(node["_target_"])
-    try:
-        function = hydra.utils.get_method(target) if "." in target else None
-    except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{path}._target_={target!r} cannot be imported: {reason}.") from error
-    if function is None:
-        raise ValueError(f"{path}._target_={target!r} must be a dotted path such as archs.decoder.Decoder.")
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for key in node:
-        if not str(key).startswith("_") and key not in parameters:
-            raise ValueError(unknown(f"key of {path} ({target})", str(key), list(parameters)))
+    check_root(config)
+    check_targets(config["arch"]["model"], "arch.model")
+    check_targets(config["reference"]["model"], "reference.model")
+    for name, task in config["tasks"].items():
+        check_targets(task, f"tasks.{name}")
+    check_targets(config["data"]["corpus"], "data.corpus")
+    train = config["train"]
+    settings = {key: value for key, value in train.items() if key not in NOT_TRAINER_KEYS}
+    check_call(Training, settings, "train", "harness.train.Training", is_partial=True)
+    check_values(train, {"search": bool, "search_grid": list[float]}, "train")
+    check_targets({**train["stream"], "_partial_": True}, "train.stream")  # the corpus is added later
+    experts = config["arch"].get("expert_training")
+    if experts is not None:
+        check_targets({**experts["prompts"], "_partial_": True}, "arch.expert_training.prompts")
+        path = "arch.expert_training.reinforce"
+        check_call(train_experts, experts["reinforce"], path, "harness.expert_training", is_partial=True)
 
 
 def build_model(model_config: Mapping[str, Any], device: str | torch.device = "cpu") -> SequenceModel:
@@ -80,11 +76,11 @@ def build_model(model_config: Mapping[str, Any], device: str | torch.device = "c
 
 
 def instantiate(node: Mapping[str, Any]) -> Any:
-    """Hydra's instantiate, with the constructor's own ValueError raised as it was."""
+    """Hydra's instantiate, with the constructor's own error raised as it was."""
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except hydra.errors.InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
+        if error.__cause__ is not None:
             raise error.__cause__ from None
         raise
 

@@ -13,12 +13,8 @@ from typing import Any
 import torch
 
 from archs.base import SequenceModel
-from harness.config import (
-    build_model,
-    compose_config,
-    matched_model_config,
-    resolve,
-)
+from harness.check import check_root
+from harness.config import build_model, compose_config, matched_model_config, resolve
 from harness.errors import sentence
 
 #: 1k to 1M tokens.
@@ -64,8 +60,9 @@ def main(overrides: list[str]) -> int:
     """Prints the card of the composed configuration; 2 on a user's mistake."""
     try:
         config = resolve(compose_config(overrides))
-        if "arch" not in config or config["arch"] is None:
+        if config.get("arch") is None:
             raise ValueError("harness.cost needs an architecture; add arch=NAME.")
+        check_root(config)
         model, mismatch = meta_model(config)
         values = card(model, config["dtype"])
     except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from hydra.errors import (
     CompactHydraException,
@@ -12,9 +11,9 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from harness.config_dir import unknown
+from harness.config_dir import options, unknown
 
 
 def sentence(error: BaseException) -> str | None:
@@ -22,15 +21,19 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing(error)
     if isinstance(error, OverrideParseException):
-        return f"The override {error.override!r} is not of the form key=value: {_first_line(error)}."
+        return f"The override {error.override!r} cannot be read; write it as key=value."
     if isinstance(error, ConfigCompositionException):
         return _composition(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value; add {error.full_key}=VALUE."
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        return f"{error.full_key} cannot be used: {_first_line(error)}."
     if isinstance(error, (OmegaConfBaseException, CompactHydraException, HydraException)):
         return f"The configuration cannot be used: {_first_line(error)}."
-    if isinstance(error, PermissionError):
-        return f"{error.filename} cannot be written or read (permission denied); choose another output=DIR."
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}."
+    if isinstance(error, OSError) and error.filename is not None:  # data and caches have their own sentence
+        return f"{error.filename} cannot be written or read ({error.strerror}); choose another output=DIR."
+    if isinstance(error, OSError):
+        return f"{_one_line(str(error))}."
     if isinstance(error, ValueError):
         return _one_line(str(error))
     return None
@@ -41,9 +44,10 @@ def _missing(error: MissingConfigException) -> str:
     name = error.missing_cfg_file or ""
     if isinstance(name, (list, tuple)):
         name = name[0]
-    if error.options:
-        group, _, option = name.rpartition("/")
-        return unknown(group or "name", option, list(error.options))
+    group, _, option = name.rpartition("/")
+    valid = error.options or options(group)
+    if valid:
+        return unknown(group or "configuration", option, valid)
     return _one_line(str(error))
 
 
@@ -53,14 +57,14 @@ def _composition(error: ConfigCompositionException) -> str:
     key = re.search(r"Could not override '([^']+)'", text)
     if key is not None:
         valid = getattr(error.__cause__, "parent_node", None)
-        if "not in struct" in cause or "is not in struct" in text:
-            options = [str(k) for k in valid] if valid is not None and hasattr(valid, "keys") else []
-            return unknown("configuration key", key.group(1), options) if options else f"{text}."
+        if "not in struct" in cause and hasattr(valid, "keys"):
+            return unknown("configuration key", key.group(1), [str(k) for k in valid])
+        if not cause:  # a group that is not in the defaults list, such as arch@foo
+            return f"{text.rstrip('.')}."
         return f"{key.group(1)} cannot be set so: {cause}."
-    group = re.search(r"In '[^']+': Could not find '([^']+)'", text)
-    if group is not None:
-        return f"{text}."
-    return text if text.endswith(".") else f"{text}."
+    if cause:
+        return f"{text.rstrip('.')}: {cause}."
+    return f"{text.rstrip('.')}."
 
 
 def _first_line(error: BaseException) -> str:
@@ -70,11 +74,3 @@ def _first_line(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def relative(path: Path) -> str:
-    """A path as the user would type it from the current folder."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from archs.base import SequenceModel, resolve_implementations
 from harness.config import build_model, instantiate, matched_model_config
 from harness.logbook import Logbook
-from harness.measure import percentile, time_call_ms
+from harness.measure import outcome, percentile, time_call_ms
 
 #: The calibration: a float32 matrix product of this width, the yardstick that regress divides by.
 CALIBRATION_WIDTH = 512
@@ -30,10 +30,20 @@ def run(
     size, seed = first["size"]["name"], first["seed"]
     tasks = [instantiate(task) for task in first["tasks"].values()]
     tasks = [task for task in tasks if getattr(task, "is_interleaved", False)]
+    logbook = make_logbook(None)
+    if spec["give_up"] is not None:
+        for name in configs:
+            _give_up(logbook, name, size, seed, tasks, **spec["give_up"])
+        return
     models, details = {}, {}
     for name, config in configs.items():
-        models[name], details[name] = _random_model(config, device, dtype)
-    logbook = make_logbook(None)
+        try:
+            models[name], details[name] = _random_model(config, device, dtype)
+        except ValueError:
+            raise
+        except Exception as error:  # the other architectures are worth having
+            status, reason = outcome(error)
+            _give_up(logbook, name, size, seed, tasks, status=status, reason=reason)
     num_cells = sum(len(task.cells()) for task in tasks)
     with tqdm(total=num_cells, desc=spec["job"], unit="cell", file=sys.stderr, disable=None) as bar:
         _calibrate(logbook, size, seed, device)
@@ -42,23 +52,27 @@ def run(
                 due = {
                     n: m for n, m in models.items() if logbook.done(n, size, seed, task.name, cell) is None
                 }
-                if spec["give_up"] is not None:
-                    for name in due:
-                        logbook.write(
-                            name, size, seed, task.name, cell, **spec["give_up"], details=details[name]
-                        )
-                    continue
 
                 def on_turn(name: str, task: Any = task, cell: Any = cell) -> None:
                     logbook.begin(name, size, seed, task.name, cell)
 
-                for name, outcome in task.measure_interleaved(due, cell, device, on_turn):
-                    if isinstance(outcome, tuple):
-                        rest: dict[str, Any] = {"status": outcome[0], "reason": outcome[1]}
+                for name, result in task.measure_interleaved(due, cell, device, on_turn):
+                    if isinstance(result, tuple):
+                        rest: dict[str, Any] = {"status": result[0], "reason": result[1]}
                     else:
-                        rest = {"metrics": outcome.metrics, "samples": outcome.samples}
+                        rest = {"metrics": result.metrics, "samples": result.samples}
                     logbook.write(name, size, seed, task.name, cell, **rest, details=details[name])
                 bar.update()
+
+
+def _give_up(
+    logbook: Logbook, name: str, size: str, seed: int, tasks: list[Any], *, status: str, reason: str
+) -> None:
+    """Every cell of an architecture that is not measured becomes a typed record."""
+    for task in tasks:
+        for cell in task.cells():
+            if logbook.done(name, size, seed, task.name, cell) is None:
+                logbook.write(name, size, seed, task.name, cell, status=status, reason=reason)
 
 
 def _random_model(

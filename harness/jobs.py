@@ -6,6 +6,7 @@ Nothing here imports torch: the parent stays small, and a sweep's next job alway
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,30 +15,40 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from harness.record import Point, append
+from harness.record import Header, Point, append
 
-#: The worker's exit code for a user's mistake; its sentence is on stderr already.
+#: The worker's exit codes. For a user's mistake its sentence is on stderr already.
+EXIT_CRASHED = 1
 EXIT_INPUT_ERROR = 2
+EXIT_OUT_OF_MEMORY = 3
 EXIT_INTERRUPTED = 130
 
 
 class InputError(ValueError):
-    """The worker refused its input and has said why."""
+    """The job cannot be done. Without a message, the worker has said why."""
 
 
 def run_job(spec: dict[str, Any], output: Path, timeout_s: float) -> list[Point]:
     """Runs a job to its end and returns the typed failures the parent had to write.
 
-    A worker that dies is started again and goes on after the cell it died at. Raises InputError
-    where it refuses its input, KeyboardInterrupt where it was interrupted.
+    A worker that dies is started again and goes on after the cell it died at; one that is late, or
+    that died before its first cell, is started once more to give up the cells that are left. Raises
+    InputError where it refuses its input, KeyboardInterrupt where the user interrupts.
     """
     folder = output / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
     spec_path = folder / f"{uuid.uuid4().hex}.json"
     in_flight_path = spec_path.with_suffix(".in_flight.json")
-    spec = {**spec, "in_flight_path": str(in_flight_path), "run_ids": [], "give_up": None}
+    spec = {
+        **spec,
+        "parent_pid": os.getpid(),
+        "in_flight_path": str(in_flight_path),
+        "run_ids": [],
+        "give_up": None,
+    }
     deadline = time.monotonic() + timeout_s
     failures: list[Point] = []
+    num_lost = 0
     try:
         while True:
             spec["run_ids"] = [*spec["run_ids"], uuid.uuid4().hex[:12]]
@@ -48,13 +59,18 @@ def run_job(spec: dict[str, Any], output: Path, timeout_s: float) -> list[Point]
                 return failures
             if code == EXIT_INPUT_ERROR:
                 raise InputError
-            if code in (EXIT_INTERRUPTED, -signal.SIGINT):
-                raise KeyboardInterrupt
-            if not in_flight_path.exists():
-                raise RuntimeError(f"the job's process ended with exit code {code} before it began")
             status, reason = _verdict(code, is_late, timeout_s)
-            failures.append(_record_death(in_flight_path, status, reason))
-            if is_late:
+            is_setup = False
+            if in_flight_path.exists():
+                failure, is_setup = _record_death(in_flight_path, status, reason)
+                failures.append(failure)
+            elif not is_late:  # before it began, or between two cells
+                num_lost += 1
+                if num_lost > 1:
+                    raise InputError(f"{spec['job']}: {reason}, with no cell under way, twice.")
+            if spec["give_up"] is not None:  # it cannot even do that
+                return failures
+            if is_late or is_setup:
                 spec["give_up"] = {"status": status, "reason": reason}
     finally:
         spec_path.unlink(missing_ok=True)
@@ -63,25 +79,31 @@ def run_job(spec: dict[str, Any], output: Path, timeout_s: float) -> list[Point]
 
 def _wait(spec_path: Path, deadline: float | None) -> tuple[int, bool]:
     """Exit code of the worker, and whether the deadline ended it."""
-    process = subprocess.Popen([sys.executable, "-m", "harness.worker", str(spec_path)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.worker", str(spec_path)], preexec_fn=_ignore_interrupt
+    )
     try:
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         return process.wait(remaining), False
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait(), True
-    except KeyboardInterrupt:  # the worker got it too; it has nothing to lose but its time
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    except KeyboardInterrupt:  # what the worker has measured is on the disk already
+        process.kill()
+        process.wait()
         raise
+
+
+def _ignore_interrupt() -> None:
+    """Ctrl-C is the parent's to handle: a worker would end in a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _verdict(code: int, is_late: bool, timeout_s: float) -> tuple[str, str]:
     if is_late:
         return "timeout", f"the job ran longer than job_timeout_s={timeout_s:g}"
+    if code == EXIT_OUT_OF_MEMORY:
+        return "oom", "there was not enough memory"
     if code == -signal.SIGKILL:
         return (
             "oom",
@@ -92,9 +114,12 @@ def _verdict(code: int, is_late: bool, timeout_s: float) -> tuple[str, str]:
     return "crashed", f"the process ended with exit code {code}"
 
 
-def _record_death(in_flight_path: Path, status: str, reason: str) -> Point:
-    """Turns the cell that was being measured into a typed record."""
+def _record_death(in_flight_path: Path, status: str, reason: str) -> tuple[Point, bool]:
+    """Turns the cell that was being measured into a typed record; the flag says that the worker had
+    not come to its first cell, and so had not written its header either."""
     in_flight = json.loads(in_flight_path.read_text())
     point = Point(**in_flight["point"], status=status, reason=reason)
+    if in_flight["header"] is not None:
+        append(Path(in_flight["path"]), Header(**in_flight["header"]))
     append(Path(in_flight["path"]), point)
-    return point
+    return point, in_flight["header"] is not None

@@ -13,13 +13,10 @@ from tqdm import tqdm
 
 from archs.base import SequenceModel
 from harness.checkpoint import load_model, save_model
-from harness.config import build_model, instantiate, training_hash
+from harness.config import NOT_TRAINER_KEYS, build_model, instantiate, training_hash
 from harness.expert_training import train_experts
 from harness.logbook import Logbook
 from harness.train import Diverged, History, Training, train
-
-#: Settings of conf/train that are not the trainer's own.
-NOT_TRAINER_KEYS = ("name", "stream", "search", "search_grid")
 
 #: What a "train" point says: metrics, samples, details.
 TrainPoint = dict[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from archs.base import SequenceModel, resolve_implementations
 from harness.config import build_model, instantiate, matched_model_config
 from harness.cost import card, meta_model
 from harness.logbook import Logbook
-from harness.measure import is_out_of_memory
+from harness.measure import outcome
 from harness.obtain import Job, obtain
 from harness.train import Diverged, autocast
 from tasks.base import Task, TaskInputs
@@ -28,10 +27,14 @@ def run(
 ) -> None:
     """Trains or loads the spec's model and measures what is not yet measured."""
     config = spec["configs"][0]
-    corpus = instantiate(config["data"]["corpus"])
-    stream = instantiate({**config["train"]["stream"], "_partial_": True})(corpus=corpus)
+    model_config, mismatch = matched_model_config(config)
     tasks = [instantiate(task) for task in config["tasks"].values()]
     tasks = [task for task in tasks if isinstance(task, Task)]
+    if spec["give_up"] is not None:
+        _give_up(Job(config, device, dtype, None, None, make_logbook(None)), tasks, **spec["give_up"])
+        return
+    corpus = instantiate(config["data"]["corpus"])
+    stream = instantiate({**config["train"]["stream"], "_partial_": True})(corpus=corpus)
     inputs = TaskInputs(
         corpus=corpus,
         tokenizer=corpus.tokenizer,
@@ -42,14 +45,11 @@ def run(
     for task in tasks:  # a mistake in the input shows before an hour of training
         task.prepare(inputs)
     job = Job(config, device, dtype, corpus, stream, make_logbook(corpus.content_hash))
-    if spec["give_up"] is not None:
-        _give_up(job, tasks, **spec["give_up"])
-        return
     if _is_done(job, tasks):
         print(f"{spec['job']}: everything is measured already.")
         return
     _measure_cost(job)
-    model, failure = _obtain_model(job)
+    model, failure = _obtain_model(job, model_config, mismatch)
     if failure is not None:
         _give_up(job, tasks, **failure)
         return
@@ -78,10 +78,11 @@ def _measure_cost(job: Job) -> None:
         job.logbook.write(*job.identity, "cost", {}, metrics=metrics, details=values)
 
 
-def _obtain_model(job: Job) -> tuple[SequenceModel, dict[str, str] | None]:
+def _obtain_model(
+    job: Job, model_config: dict[str, Any], mismatch: float | None
+) -> tuple[SequenceModel, dict[str, str] | None]:
     """The trained model, from its checkpoint where there is one, or why there is none."""
     config = job.config
-    model_config, mismatch = matched_model_config(config)
     if mismatch is not None:
         print(f"{config['arch']['name']}: parameters {mismatch:+.2%} against the reference.")
     torch.manual_seed(config["seed"])
@@ -98,7 +99,7 @@ def _obtain_model(job: Job) -> tuple[SequenceModel, dict[str, str] | None]:
         if isinstance(error, Diverged):
             status, reason = "diverged", str(error)
         else:
-            status, reason = _outcome(error)
+            status, reason = outcome(error)
         job.logbook.write(*job.identity, "train", {}, status=status, reason=reason)
         return model, {"status": status, "reason": f"training: {reason}"}
     if previous is None:
@@ -124,8 +125,8 @@ def _measure_tasks(job: Job, model: SequenceModel, tasks: list[Task]) -> None:
         try:
             with torch.no_grad(), autocast(job.device, job.dtype):
                 measured = task.measure(model, cell)
-        except (RuntimeError, MemoryError, ArithmeticError) as error:
-            status, reason = _outcome(error)
+        except Exception as error:  # whatever it was, the other cells are worth having
+            status, reason = outcome(error)
             job.logbook.write(*job.identity, task.name, cell, status=status, reason=reason)
             continue
         job.logbook.write(
@@ -136,12 +137,3 @@ def _measure_tasks(job: Job, model: SequenceModel, tasks: list[Task]) -> None:
             samples=measured.samples,
             details=measured.details,
         )
-
-
-def _outcome(error: BaseException) -> tuple[str, str]:
-    """Status and reason of an exception while measuring."""
-    text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    if is_out_of_memory(error):
-        return "oom", text
-    traceback.print_exception(error)
-    return ("unsupported" if isinstance(error, NotImplementedError) else "crashed"), text

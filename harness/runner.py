@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from harness import jobs
+from harness.check import check_root
 from harness.record import Point, content_hash
 
 #: Where and how a job runs; what it measures does not depend on them.
@@ -25,6 +26,7 @@ def run(config: DictConfig) -> list[Point]:
     its own, the architecture's latency. Without one: the latency of the `interleave` list.
     """
     resolved = plain(config)
+    check_root(resolved)
     output = Path(resolved["output"])
     failures: list[Point] = []
     arch, interleave = resolved.get("arch"), resolved["interleave"]
@@ -43,7 +45,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as JSON values, with a fixed output path."""
     value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(value, dict)
-    return {str(k): v for k, v in value.items()} | {"output": str(Path(value["output"]).absolute())}
+    value["output"] = str(Path(value["output"]).absolute())
+    return {"tasks": {}} | {str(key): item for key, item in value.items()}  # task=[] trains, no more
 
 
 def command_line() -> str:

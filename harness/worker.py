@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 
 from harness import environment, interleaved, quality
+from harness.config import check_config
 from harness.config_dir import register_resolvers
 from harness.errors import sentence
-from harness.jobs import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
-from harness.logbook import Logbook
+from harness.jobs import EXIT_CRASHED, EXIT_INPUT_ERROR, EXIT_OUT_OF_MEMORY
+from harness.logbook import Logbook, write_in_flight
+from harness.measure import is_out_of_memory
 from harness.record import Header
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -27,53 +30,86 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main(spec_path: str) -> int:
     """Runs the job and returns the exit code; a user's mistake is one sentence on stderr."""
-    _end_with_parent()
     try:
-        _run(json.loads(Path(spec_path).read_text()))
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        spec = json.loads(Path(spec_path).read_text())
+        _end_with(spec["parent_pid"])
+        _run(spec)
     except (ValueError, OSError) as error:
         if os.environ.get("LONGARCH_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {sentence(error)}", file=sys.stderr)
         return EXIT_INPUT_ERROR
+    except Exception as error:  # the parent puts it down to the cell under way
+        traceback.print_exc()
+        return EXIT_OUT_OF_MEMORY if is_out_of_memory(error) else EXIT_CRASHED
     return 0
 
 
 def _run(spec: dict[str, Any]) -> None:
     register_resolvers()
+    for config in spec["configs"]:
+        check_config(config)
     config = spec["configs"][0]
     if config["num_threads"] is not None:
         torch.set_num_threads(config["num_threads"])
-    device, dtype = choose_device(config["device"]), choose_dtype(config["dtype"])
+    device, dtype = choose_device(config["device"]), DTYPES[config["dtype"]]
     run = interleaved.run if spec["kind"] == "latency" else quality.run
-    run(spec, device, dtype, _logbook_maker(spec, device))
+    header = _header(spec, device)
+    _announce(spec, device, header)
+    run(spec, device, dtype, _logbook_maker(spec, device, header))
+    Path(spec["in_flight_path"]).unlink(missing_ok=True)
 
 
-def _logbook_maker(spec: dict[str, Any], device: torch.device) -> Callable[[str | None], Logbook]:
+def _announce(spec: dict[str, Any], device: torch.device, header: Header) -> None:
+    """A death before the first cell is put down to training, or to the calibration of a latency job."""
+    config = spec["configs"][0]
+    is_latency = spec["kind"] == "latency"
+    point = {
+        "run_id": header.run_id,
+        "arch": "" if is_latency else config["arch"]["name"],
+        "size": config["size"]["name"],
+        "seed": config["seed"],
+        "task": "calibration" if is_latency else "train",
+        "cell": {},
+    }
+    path = Path(spec["in_flight_path"])
+    write_in_flight(path, path=_record_path(spec, device), header=header, point=point)
+
+
+def _header(spec: dict[str, Any], device: torch.device) -> Header:
+    config = spec["configs"][0]
+    return Header(
+        run_id=spec["run_ids"][-1],
+        job=spec["job"],
+        experiment=config["experiment_name"],
+        config={**config, "interleaved": [c["arch"] for c in spec["configs"][1:]]},
+        config_hash=spec["config_hash"],
+        command=spec["command"],
+        environment=environment.describe(device),
+        data_hash=None,
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _record_path(spec: dict[str, Any], device: torch.device) -> Path:
+    """A file holds one job on one kind of device: a later run elsewhere measures anew."""
+    name = f"{spec['job']}-{device.type}-{spec['config_hash']}.jsonl"
+    return Path(spec["configs"][0]["output"]) / "records" / name
+
+
+def _logbook_maker(
+    spec: dict[str, Any], device: torch.device, header: Header
+) -> Callable[[str | None], Logbook]:
     """A function of the data's hash, which is known only once the data are read."""
 
     def make(data_hash: str | None) -> Logbook:
-        config = spec["configs"][0]
-        header = Header(
-            run_id=spec["run_ids"][-1],
-            job=spec["job"],
-            experiment=config["experiment_name"],
-            config={**config, "interleaved": [c["arch"] for c in spec["configs"][1:]]},
-            config_hash=spec["config_hash"],
-            command=spec["command"],
-            environment=environment.describe(device),
-            data_hash=data_hash,
-            started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        )
-        # A file holds one job on one kind of device: a later run elsewhere measures anew.
-        path = Path(config["output"]) / "records" / f"{spec['job']}-{device.type}-{spec['config_hash']}.jsonl"
+        path = _record_path(spec, device)
         logbook = Logbook(
             path,
-            header,
+            dataclasses.replace(header, data_hash=data_hash),
             in_flight_path=Path(spec["in_flight_path"]),
             run_ids=spec["run_ids"],
-            retry_failed=config["retry_failed"],
+            retry_failed=spec["configs"][0]["retry_failed"],
         )
         if logbook.num_damaged:
             print(
@@ -90,31 +126,24 @@ def choose_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one. Raises ValueError where the device is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device={name!r} is unknown; choose auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no CUDA device here; choose device=cpu.")
     return torch.device(name)
 
 
-def choose_dtype(name: str) -> torch.dtype:
-    """Raises ValueError for anything but float32 and bfloat16."""
-    if name not in DTYPES:
-        raise ValueError(f"dtype={name!r} is unknown; choose {' or '.join(DTYPES)}.")
-    return DTYPES[name]
-
-
-def _end_with_parent() -> None:
+def _end_with(parent_pid: int) -> None:
     """A killed parent leaves no orphan at work."""
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
+        while os.getppid() == parent_pid:
+            time.sleep(0.5)
+        os._exit(EXIT_CRASHED)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    code = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is on the disk: what a library does on its way out must not count as a crash
