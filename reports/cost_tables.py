@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -70,8 +72,8 @@ def cost_curves(results: Results) -> list[CostCurves]:
             found.append(CostCurves(cost=cost, batch_size=1, curves=curves, spreads={}))
             continue
         rows = latency[latency["phase"] == cost.phase].dropna(subset=[cost.key])
-        for batch_size, part in rows.groupby("batch_size"):
-            found.append(_measured(cost, float(batch_size), part))  # type: ignore[arg-type]
+        for batch_size in sorted(rows["batch_size"].unique()):
+            found.append(_measured(cost, float(batch_size), rows[rows["batch_size"] == batch_size]))
     return [entry for entry in found if any(entry.curves.values())]
 
 
@@ -123,7 +125,7 @@ def _crossover_cell(entry: CostCurves, series: Series, all_series: list[Series])
             return Cell(text="equal")
         word = "always more" if True in above else "always less"
         last = shared[-1]
-        return Cell(text=word, note=f"{significant(curve[last] / reference[last])} × at {integer(last)}")
+        return Cell(text=word, note=f"{_ratio_text(curve[last] / reference[last])} at {integer(last)}")
     text = "; ".join(
         f"{'less' if crossing.is_below_after else 'more'} from {integer(crossing.context_tokens)}"
         for crossing in crossings
@@ -132,6 +134,10 @@ def _crossover_cell(entry: CostCurves, series: Series, all_series: list[Series])
     if any(crossing.is_clear is False for crossing in crossings):
         notes.append("within the spread")
     return Cell(text=text, note=", ".join(notes))
+
+
+def _ratio_text(ratio: float) -> str:
+    return f"1/{integer(1 / ratio)}" if ratio < 0.1 else f"{significant(ratio)} ×"
 
 
 def latency_cells_table(results: Results) -> Table:
@@ -169,7 +175,7 @@ def latency_cells_table(results: Results) -> Table:
     )
 
 
-def _latency_start(cell: dict[str, object], series: Series) -> list[Cell]:
+def _latency_start(cell: Mapping[Any, Any], series: Series) -> list[Cell]:
     context, batch_size = (
         value if isinstance(value := cell.get(name), (int, float)) else None
         for name in ("context_tokens", "batch_size")
@@ -182,7 +188,7 @@ def _latency_start(cell: dict[str, object], series: Series) -> list[Cell]:
     ]
 
 
-def _latency_numbers(row: dict[str, float]) -> list[Cell]:
+def _latency_numbers(row: Mapping[Any, Any]) -> list[Cell]:
     note = f"[{significant(row['p10_ms'])}, {significant(row['p90_ms'])}]"
     return [
         Cell(text=significant(row["median_ms"]), note=note),

@@ -28,9 +28,12 @@ from reports.style import (
     log_axis,
     mark_trained,
     new_figure,
+    position_axis,
     save,
 )
 from reports.text import integer, joined
+
+PERCENT_LIMITS = (-3, 103)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,9 @@ def names_of(lines: list[Line]) -> str:
 
 def plot(axes: Axes, line: Line, *, has_markers: bool = True) -> None:
     """Draws a line, with its interval as a band."""
-    look = {"color": line.series.colour, "linestyle": line.series.line_style}
-    axes.plot(line.x, line.y, marker=line.series.marker if has_markers else "", **look)
+    series = line.series
+    marker = series.marker if has_markers else ""
+    axes.plot(line.x, line.y, marker=marker, color=series.colour, linestyle=series.line_style)
     if line.low and line.high:
         axes.fill_between(line.x, line.low, line.high, color=line.series.colour, alpha=0.06, linewidth=0)
 
@@ -104,7 +108,7 @@ def loss_by_position(results: Results, output: Path) -> Picture | None:
         name="loss_by_position",
         title="Loss against position",
         y_label="nats a token",
-        x_label="position in the document (tokens)",
+        is_position=True,
         caption=f"Mean loss in nats a token by position bucket, drawn at its last position; documents read "
         f"with {at} tokens of context; lower is better. A curve that keeps falling uses what it read.",
     )
@@ -153,7 +157,7 @@ def needle_by_context(results: Results, output: Path) -> Picture | None:
         "higher is better. Bands are Wilson 95% intervals over examples."
         + (" The dashed line is chance." if chance is not None else ""),
         level=None if chance is None else 100 * chance,
-        y_limits=(-3, 103),
+        y_limits=PERCENT_LIMITS,
     )
 
 
@@ -165,7 +169,7 @@ def needle_log_probability(results: Results, output: Path) -> Picture | None:
         for point in results.samples(series, "needle"):
             nats, context = point.metrics.get("answer_log_probability_nats"), point.cell.get("context_tokens")
             if is_number(nats) and is_number(context):
-                values.setdefault(float(context), []).append(float(nats))  # type: ignore[arg-type]
+                values.setdefault(float(context), []).append(float(nats))
         if values:
             means = [sum(values[x]) / len(values[x]) for x in sorted(values)]
             lines.append(Line(series=series, x=sorted(values), y=means))
@@ -190,20 +194,21 @@ def _curves(
     title: str,
     y_label: str,
     caption: str,
-    x_label: str = "context (tokens)",
+    is_position: bool = False,
     level: float | None = None,
     y_limits: tuple[float, float] | None = None,
 ) -> Picture | None:
     """Quality curves over a logarithmic token axis, the longest trained length marked."""
     if not lines:
         return None
+    x_name = "position" if is_position else "context"
     with drawing():
         figure, axes = new_figure()
         for line in lines:
             plot(axes, line)
         if level is not None:
             axes.axhline(level, color=MUTED, linestyle="--", linewidth=1)
-        context_axis(axes, [x for line in lines for x in line.x], x_label)
+        (position_axis if is_position else context_axis)(axes, [x for line in lines for x in line.x])
         axes.set_ylabel(y_label)
         if y_limits:
             axes.set_ylim(y_limits)
@@ -215,17 +220,21 @@ def _curves(
             name=name,
             title=title,
             caption=caption,
-            alternative_text=f"{title}: {y_label} against {x_label}, a line each for {names_of(lines)}.",
+            alternative_text=f"{title}: {y_label} against {x_name} in tokens, a line each for "
+            f"{names_of(lines)}.",
         )
 
 
-def cost_figure(results: Results, entry: CostCurves, output: Path) -> Picture:
-    """One cost against context on log axes, crossovers with the Transformer circled."""
+def cost_figure(results: Results, entry: CostCurves, output: Path) -> Picture | None:
+    """One cost against context on log axes, crossovers with the Transformer circled. A zero, such as
+    memory too little to show, has no place on such an axis and is left out."""
     lines = [
-        Line(series=series, x=sorted(curve), y=[curve[x] for x in sorted(curve)])
+        Line(series=series, x=list(drawn), y=list(drawn.values()))
         for series in results.series
-        if (curve := entry.curves.get(series.key))
+        if (drawn := {x: y for x, y in sorted(entry.curves.get(series.key, {}).items()) if y > 0})
     ]
+    if not lines:
+        return None
     crossings = {series.label: entry.crossings(series, results.series) for series in results.series}
     with drawing():
         figure, axes = new_figure()
@@ -333,24 +342,22 @@ def _scatter(
     y: dict[tuple[str, str], float | None],
     y_label: str,
 ) -> Picture | None:
-    shown = [row.series for row in ranking.rows if x[row.series.key] and y[row.series.key] is not None]
-    if not shown:
+    marks = [
+        (series, cost, quality)
+        for series in sorted((row.series for row in ranking.rows), key=lambda series: series.label.lower())
+        if (cost := x[series.key]) and (quality := y[series.key]) is not None
+    ]
+    if not marks:
         return None
-    shown.sort(key=lambda series: series.label.lower())
+    shown = [series for series, _, _ in marks]
     with drawing():
         figure, axes = new_figure()
-        for series in shown:
-            axes.plot(
-                x[series.key],
-                y[series.key],
-                marker=series.marker,
-                color=series.colour,
-                ls="",
-                ms=8,
-                alpha=0.9,
-            )
+        for series, cost, quality in marks:
+            axes.plot(cost, quality, marker=series.marker, color=series.colour, ls="", ms=8, alpha=0.9)
         log_axis(axes, x_label, "x")
         axes.set_ylabel(y_label)
+        if "%" in y_label:
+            axes.set_ylim(PERCENT_LIMITS)
         legend(figure, shown, has_lines=False)
         better = "lower" if y_label.startswith("bits") else "upper"
         return save(

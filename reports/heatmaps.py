@@ -43,7 +43,7 @@ class Grid:
                 if point.status != "ok":
                     self.status[position] = point.status
                 elif is_number(accuracy):
-                    values.setdefault(position, []).append(float(accuracy))  # type: ignore[arg-type]
+                    values.setdefault(position, []).append(float(accuracy))
         self.accuracy = {position: sum(found) / len(found) for position, found in values.items()}
 
     def _positions(self, cell: dict[str, object]) -> list[tuple[float, float]]:
@@ -138,9 +138,9 @@ def draw_panel(axes: Axes, grid: Grid) -> None:
         for row, depth in enumerate(grid.depths):
             _draw_cell(axes, grid, (column, row), (context, depth), is_written)
         if context in grid.trained:
-            axes.plot(
-                (column - 0.46, column + 0.46), (num_rows - 0.44,) * 2, color=INK, lw=2.2, clip_on=False
-            )
+            across = axes.get_xaxis_transform()  # the bar's distance is one of the panel, not of a row
+            ends = (column - 0.46, column + 0.46)
+            axes.plot(ends, (-0.02, -0.02), color=INK, lw=2.2, clip_on=False, transform=across)
     if is_all_failed:
         _write(axes, ((num_columns - 1) / 2, (num_rows - 1) / 2), STATUS_WORDS[statuses.pop()], INK, 10, True)
     axes.grid(False)
@@ -148,7 +148,7 @@ def draw_panel(axes: Axes, grid: Grid) -> None:
     axes.set_ylim(num_rows - 0.5, -0.5)
     axes.set_xticks(range(num_columns), [tokens_tick(x) for x in grid.contexts], fontsize=7.5)
     axes.set_yticks(range(num_rows), [percent(y) for y in grid.depths], fontsize=7.5)
-    axes.tick_params(length=0, pad=4)
+    axes.tick_params(length=0, pad=5)
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_title(grid.series.label, color=INK, fontsize=9.5, pad=5)

@@ -179,7 +179,7 @@ def _cost_section(results: Results, output: Path) -> Section:
     batch_sizes = [entry.batch_size for entry in curves if entry.cost.phase]
     smallest = min(batch_sizes, default=1)
     drawn = [entry for entry in curves if entry.cost.phase is None or entry.batch_size == smallest]
-    section.pictures = [cost_figure(results, entry, output) for entry in drawn]
+    section.pictures = [p for p in (cost_figure(results, entry, output) for entry in drawn) if p]
     if curves and not any(entry.cost.name == "memory" for entry in curves):
         section.notes.append("Peak memory was not recorded on this device.")
     if len(set(batch_sizes)) > 1:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 
@@ -97,7 +97,7 @@ def aggregate(points: Iterable[Point]) -> pd.DataFrame:
     return result.reset_index()
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """True for finite int and float; False for bool, None and everything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
@@ -161,7 +161,14 @@ def _read_file(path: Path) -> Iterable[Header | Point | RecordError]:
 
 def _fault(record: Header | Point | RecordError) -> str | None:
     if isinstance(record, Point):
-        kinds = {"cell": dict, "metrics": dict, "samples": dict, "details": dict, "arch": str, "size": str}
+        kinds: dict[str, type] = {
+            "cell": dict,
+            "metrics": dict,
+            "samples": dict,
+            "details": dict,
+            "arch": str,
+            "size": str,
+        }
         kinds |= {"task": str, "run_id": str, "seed": int}
     elif isinstance(record, Header):
         kinds = {"config": dict, "environment": dict, "run_id": str, "started_at": str, "config_hash": str}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.record import Header
-from reports.load import Results
+from reports.load import Results, is_number
 from reports.quality_tables import contexts_of, longest_trained
 from reports.ranking import Ranking
 from reports.tables import Cell, Column, Table
@@ -24,6 +24,8 @@ TITLES = {
     "cuda": "CUDA",
     "python": "Python",
     "torch": "PyTorch",
+    "cudnn": "cuDNN",
+    "gpu_memory_bytes": "GPU memory",
     "is_dirty": "Uncommitted changes",
 }
 
@@ -68,16 +70,17 @@ def jobs(results: Results) -> list[Job]:
 
 def environment_table(results: Results) -> Table:
     """Every recorded fact; where runs differ, each value with its number of runs."""
-    keys = list(dict.fromkeys(key for header in results.headers for key in header.environment))
+    keys = [
+        key for header in results.headers for key, value in header.environment.items() if value is not None
+    ]
+    keys = list(dict.fromkeys(["cpu_name", "gpu_name", *keys]))
     rows = []
     for key in keys:
-        counts = Counter(_fact(header.environment.get(key)) for header in results.headers)
+        counts = Counter(_fact(header.environment.get(key), key) for header in results.headers)
         values = [
             value if len(counts) == 1 else f"{value} ({count} runs)" for value, count in counts.most_common()
         ]
-        rows.append(
-            [Cell(text=TITLES.get(key, key.replace("_", " ").capitalize())), Cell(text="; ".join(values))]
-        )
+        rows.append([Cell(text=_title(key)), Cell(text="; ".join(values))])
     hashes = Counter(header.data_hash for header in results.headers if header.data_hash)
     rows.append([Cell(text="Data"), Cell(text="; ".join(hashes) or MISSING)])
     return Table(
@@ -88,9 +91,15 @@ def environment_table(results: Results) -> Table:
     )
 
 
-def _fact(value: Any) -> str:
+def _title(key: str) -> str:
+    return TITLES.get(key, key.removesuffix("_bytes").replace("_", " ").capitalize())
+
+
+def _fact(value: Any, key: str = "") -> str:
     if value is None:
-        return MISSING
+        return "none" if key == "gpu_name" else MISSING
+    if key.endswith("_bytes") and is_number(value):
+        return bytes_text(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
@@ -176,12 +185,12 @@ def findings(results: Results, ranking: Ranking) -> list[tuple[str, str]]:
     for phase, unit in (("prefill", "ms"), ("decode", "ms a token")):
         times = [(row.numbers[f"{phase}_ms"], row.series.label) for row in rows if row.numbers[f"{phase}_ms"]]
         if times:
-            value, label = min(times)  # type: ignore[type-var]
+            value, label = min(times)
             at = integer(ranking.phase_context_tokens[phase])
             found.append((f"Fastest {phase}", f"{label}, {significant(value)} {unit} at {at} tokens."))
     states = [(row.numbers["state_bytes"], row.series.label) for row in rows if row.numbers["state_bytes"]]
     if states:
-        value, label = min(states)  # type: ignore[type-var]
+        value, label = min(states)
         at = integer(ranking.state_context_tokens)
         found.append(("Smallest state", f"{label}, {bytes_text(value)} at {at} tokens."))
     return found

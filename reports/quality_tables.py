@@ -99,7 +99,7 @@ def _sample_counts(results: Results) -> str:
     tokens = [p.metrics.get("num_tokens") for p in results.ok("perplexity")]
     parts = []
     for values, word in ((documents, "documents"), (tokens, "tokens")):
-        known = sorted({int(value) for value in values if is_number(value)})  # type: ignore[arg-type]
+        known = sorted({int(value) for value in values if is_number(value)})
         if known:
             ends = dict.fromkeys(integer(value) for value in (known[0], known[-1]))
             parts.append(f"{' to '.join(ends)} {word}")
@@ -149,7 +149,7 @@ def needle_table(results: Results) -> Table:
             here = [point for point in points if point.cell.get("context_tokens") == context]
             cell = pooled_cell(pool(here), _status(results, series, "needle", context))
             nats = [p.metrics.get("answer_log_probability_nats") for p in here]
-            known = [float(value) for value in nats if is_number(value)]  # type: ignore[arg-type]
+            known = [float(value) for value in nats if is_number(value)]
             if known:
                 cell.note += f" log p {fixed(sum(known) / len(known), 2)}"
             cells.append(cell)

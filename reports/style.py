@@ -24,7 +24,7 @@ from reports.text import bytes_text, scaled, tokens_tick
 PNG_DOTS_PER_INCH = 220
 MAX_LEGEND_LETTERS = 80
 INK, MUTED, GRID = "#24292f", "#57606a", "#e5e8eb"
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.edgecolor": "#8c959f",
@@ -107,16 +107,27 @@ def svg_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(text.encode()).decode()
 
 
-def context_axis(axes: Axes, contexts: Iterable[float], label: str = "context (tokens)") -> None:
+def context_axis(axes: Axes, contexts: Iterable[float]) -> None:
     """A logarithmic axis with a tick at each measured context, thinned where they crowd."""
-    ticks = sorted(set(contexts))
+    _token_axis(axes, sorted(set(contexts)))
+    axes.set_xlabel("context (tokens)")
+
+
+def position_axis(axes: Axes, positions: Iterable[float]) -> None:
+    """A logarithmic axis with ticks at powers of two, whatever the positions measured."""
+    measured = list(positions)
+    first, last = math.floor(math.log2(min(measured))), math.ceil(math.log2(max(measured)))
+    _token_axis(axes, [2.0**power for power in range(first, last + 1)])
+    axes.set_xlabel("position in the document (tokens)")
+
+
+def _token_axis(axes: Axes, ticks: list[float]) -> None:
     axes.set_xscale("log", base=2)
     while len(ticks) > 9:
         ticks = ticks[::-2][::-1]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tokens_tick(value)))
-    axes.set_xlabel(label)
 
 
 def log_axis(axes: Axes, unit: str, which: Literal["x", "y"] = "y") -> None:

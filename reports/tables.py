@@ -60,23 +60,23 @@ def number_cell(value: float | None, text: str, status: str | None = None, note:
 
 def ranking_table(ranking: Ranking) -> Table:
     """See `reports.ranking`; the best value of each column is marked."""
-    context, contexts = integer(ranking.context_tokens), ranking.phase_context_tokens
+    contexts = ranking.phase_context_tokens
     batch = f", batch {integer(ranking.batch_size)}" if ranking.batch_size and ranking.batch_size > 1 else ""
     has_differences = any(row.behind for row in ranking.rows)
     columns = [
         Column(title="#"),
         Column(title="Architecture", is_numeric=False),
         Column(title="Parameters"),
-        Column(title="Bits per byte", unit=f"at {context} tokens [95%]"),
+        Column(title="Bits per byte", unit=f"{_at(ranking.context_tokens)} [95%]"),
         *([Column(title="Behind the first", unit="bits per byte, paired [95%]")] if has_differences else []),
         Column(title="Needle, trained lengths", unit="exact match [95%]"),
         Column(title="Needle, beyond", unit="exact match [95%]"),
-        Column(title="Prefill", unit=f"ms for {integer(contexts['prefill'])} tokens{batch}"),
-        Column(title="Decode", unit=f"ms a token at {integer(contexts['decode'])} tokens{batch}"),
+        Column(title="Prefill", unit=f"ms a prompt {_at(contexts['prefill'])}{batch}"),
+        Column(title="Decode", unit=f"ms a token {_at(contexts['decode'])}{batch}"),
         Column(
             title="State",
             unit=f"{'measured' if ranking.is_state_measured else 'predicted'} "
-            f"at {integer(ranking.state_context_tokens)} tokens",
+            f"{_at(ranking.state_context_tokens)}",
         ),
         Column(title="Training", unit="tokens/s"),
     ]
@@ -99,6 +99,10 @@ def ranking_table(ranking: Ranking) -> Table:
     for position, values, is_higher_better in keys:
         mark_best([row[position] for row in table.rows], values, is_higher_better)
     return table
+
+
+def _at(context_tokens: float | None) -> str:
+    return "" if context_tokens is None else f"at {integer(context_tokens)} tokens"
 
 
 def mark_best(cells: list[Cell], values: list[float | None], is_higher_better: bool) -> None:

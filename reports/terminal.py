@@ -43,10 +43,13 @@ def ranking_text(folder: Path) -> str:
         ]
         text.append("  ".join(padded).rstrip())
     contexts = ranking.phase_context_tokens
-    text.append(
-        f"bits/byte at {integer(ranking.context_tokens)} tokens; prefill: ms for "
-        f"{integer(contexts['prefill'])} tokens; decode: ms a token at {integer(contexts['decode'])}."
-    )
+    units = [
+        ("bits/byte at {} tokens", ranking.context_tokens),
+        ("prefill: ms for {} tokens", contexts["prefill"]),
+        ("decode: ms a token at {}", contexts["decode"]),
+    ]
+    known = [unit.format(integer(context)) for unit, context in units if context is not None]
+    text += ["; ".join(known) + "."] if known else []
     failures = results.failures()
     if failures:
         text.append(

@@ -162,7 +162,7 @@ def test_environment_command_and_configuration_are_there(
     builder: ModuleType, page: Page, rendered: Any
 ) -> None:
     facts = {row[0].strip(): row[1].strip() for row in page.tables["environment"][1:]}
-    assert facts["CPU"] == "Example CPU 9000" and facts["GPU"] == "–" and facts["PyTorch"] == "2.13.0"
+    assert facts["CPU"] == "Example CPU 9000" and facts["GPU"] == "none" and facts["PyTorch"] == "2.13.0"
     assert facts["Git commit"] == "0123abc"
     assert builder.COMMAND in rendered.text
     assert rendered.text.count("configuration hash-") == 14  # 13 architectures and the latency job
