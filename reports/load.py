@@ -119,7 +119,7 @@ def load(folders: list[Path]) -> Results:
                 points.append(record)
             else:
                 damaged.append(str(record))
-    if not points:
+    if not any(point.arch for point in points):  # a calibration alone says nothing of an architecture
         where = ", ".join(str(folder) for folder in folders)
         extra = f" ({len(damaged)} damaged lines)" if damaged else ""
         raise ReportError(f"no usable measurement in the record files of {where}{extra}")

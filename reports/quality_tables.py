@@ -201,7 +201,7 @@ def training_table(results: Results) -> Table:
                 number_cell(
                     numbers["num_parameters"],
                     integer(numbers["num_parameters"]),
-                    note=f"{100 * mismatch:+.1f}% of the target" if is_number(mismatch) else "",
+                    note=f"{100 * mismatch:+.1f}% against the target" if is_number(mismatch) else "",
                 ),
                 number_cell(numbers["trained_tokens"], integer(numbers["trained_tokens"]), status),
                 Cell(text=significant(numbers["train_seconds"])),
@@ -229,7 +229,7 @@ def training_table(results: Results) -> Table:
             Column(title="Learning rate"),
             Column(title="Validation", unit="bits per byte"),
             Column(title="Seeds"),
-            Column(title="Kept in", is_numeric=False),
+            Column(title="Precision, device", is_numeric=False),
             Column(title="Implementations", is_numeric=False),
         ],
         rows=rows,

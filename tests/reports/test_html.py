@@ -226,6 +226,19 @@ def test_whatever_is_missing_is_said(builder: ModuleType, tmp_path: Path) -> Non
     assert "Every cell that was tried gave a number" in text
 
 
+@pytest.mark.parametrize("peak", [None, 0])
+def test_memory_that_was_not_seen_is_not_drawn(builder: ModuleType, tmp_path: Path, peak: int | None) -> None:
+    def change(point: Point) -> Point | None:
+        is_kept = point.task == "latency" and point.cell["context_tokens"] <= 512
+        return replace(point, metrics={**point.metrics, "peak_memory_bytes": peak}) if is_kept else None
+
+    folder = builder.write_experiment(tmp_path, archs=("mamba", "transformer"), change=change)
+    page = render([folder], tmp_path / "report")
+    assert (page.parent / "prefill_batch1.png").is_file()
+    assert not (page.parent / "memory_batch1.png").exists()
+    assert ("Peak memory was not recorded" in page.read_text()) == (peak is None)
+
+
 def test_a_run_in_which_everything_failed_has_a_report(builder: ModuleType, tmp_path: Path) -> None:
     folder = builder.write_experiment(
         tmp_path, archs=("mamba", "hybrid"), change=lambda point: builder.failed(point, "crashed", "segfault")

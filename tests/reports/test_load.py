@@ -158,3 +158,11 @@ def test_an_unusable_colour_is_replaced(builder: ModuleType, tmp_path: Path) -> 
     )
     (entry,) = load([tmp_path]).series
     assert entry.colour == "#1f77b4"  # the latency points name it too
+
+
+def test_a_calibration_alone_is_no_result(builder: ModuleType, tmp_path: Path) -> None:
+    builder.write_experiment(
+        tmp_path, archs=("mamba",), change=lambda point: point if point.task == "calibration" else None
+    )
+    with pytest.raises(ReportError, match="no usable measurement"):
+        load([tmp_path])
