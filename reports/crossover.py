@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 #: The architecture every other is held against.
 REFERENCE_ARCH = "transformer"
@@ -53,7 +54,7 @@ def crossovers(
         if curve[x] != reference[x]
     ]
     found = []
-    for (x0, gap0), (x1, gap1) in zip(differing, differing[1:], strict=False):
+    for (x0, gap0), (x1, gap1) in pairwise(differing):
         if (gap0 < 0) == (gap1 < 0):
             continue
         share = gap0 / (gap0 - gap1)

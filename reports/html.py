@@ -10,20 +10,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from reports.cost_figures import cost_figure, scatter_figures
 from reports.cost_tables import (
     cost_curves,
     crossover_table,
     dispatch_table,
     latency_cells_table,
 )
-from reports.figures import (
-    cost_figure,
-    loss_by_context,
-    loss_by_position,
-    needle_by_context,
-    needle_log_probability,
-    scatter_figures,
-)
+from reports.figures import loss_by_context, loss_by_position, needle_by_context, needle_log_probability
 from reports.heatmaps import COLOUR_MAP, heat_map_figure, heat_map_panels, make_grids
 from reports.load import ReportError, Results, load
 from reports.overview import commands, environment_table, experiment_names, findings, jobs, summary, warnings
