@@ -31,11 +31,11 @@ def run(config: DictConfig) -> list[Point]:
     failures: list[Point] = []
     arch, interleave = resolved.get("arch"), resolved["interleave"]
     if arch is not None:
-        failures += _run_process("quality", [resolved], output)
+        failures += run_process("quality", [resolved], output)
         if interleave is None and "latency" in resolved["tasks"]:
-            failures += _run_process("latency", [resolved], output)
+            failures += run_process("latency", [resolved], output)
     elif interleave:
-        failures += _run_process("latency", [plain(_with_arch(name)) for name in interleave], output)
+        failures += run_process("latency", [plain(_with_arch(name)) for name in interleave], output)
     else:
         raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
     return failures
@@ -59,7 +59,7 @@ def _with_arch(name: str) -> DictConfig:
     return hydra.compose("config", [*overrides, f"arch={name}"])
 
 
-def _run_process(kind: str, configs: list[dict[str, Any]], output: Path) -> list[Point]:
+def run_process(kind: str, configs: list[dict[str, Any]], output: Path) -> list[Point]:
     first = configs[0]
     name = first["arch"]["name"] if kind == "quality" else "latency"
     if kind == "latency" and len(configs) == 1:

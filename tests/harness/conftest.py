@@ -1,0 +1,177 @@
+"""Commands and jobs of the harness at the smallest size, on the project's own text."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from harness import __main__ as command_line
+from harness import jobs, runner, worker
+from harness.callbacks import Sweep
+from harness.config import compose_config
+from harness.record import Point, read
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+PLUGIN = Path(__file__).resolve().parent / "plugin"
+
+#: Seconds of work: a model of two layers, four steps; and three short tasks.
+TINY = [
+    "size=nano",
+    "device=cpu",
+    "data=text_folder",
+    f"data.path={REPOSITORY / 'tests' / 'corpus'}",
+    "train.num_steps=4",
+    "train.validation_interval_steps=2",
+    "train.stream.batch_tokens=512",
+    "train.stream.num_validation_batches=1",
+    "train.stream.curriculum=[{until_fraction: 1.0, sequence_tokens: 128}]",
+]
+TINY_TASKS = [
+    "tasks.perplexity.context_lengths_tokens=[128]",
+    "tasks.perplexity.num_documents=2",
+    "tasks.needle.lengths_tokens=[128]",
+    "tasks.needle.depths=[0.0,1.0]",
+    "tasks.needle.num_examples=2",
+    "tasks.latency.context_lengths_tokens=[64,128]",
+    "tasks.latency.num_samples=2",
+    "tasks.latency.num_decode_steps=2",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """The overrides that make model and training small."""
+    return list(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_tasks() -> list[str]:
+    """The overrides that make the three tasks small."""
+    return list(TINY_TASKS)
+
+
+class Result(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        """stderr without the line that names the job."""
+        return [line for line in self.err.splitlines() if not line.startswith("-- ")]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of commands: a cache of the tests' own, and the plugin's package."""
+    return {
+        **os.environ,
+        "LONGARCH_CACHE": str(tmp_path_factory.mktemp("cache")),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(PLUGIN)]),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
+def in_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same environment for what runs in this process and its children."""
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.syspath_prepend(str(PLUGIN))
+
+
+@pytest.fixture(scope="session")
+def start(environment: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """Starts `python -m MODULE *arguments` in a process group of its own."""
+
+    def popen(*arguments: str, module: str = "harness", **variables: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=REPOSITORY,
+            env=environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return popen
+
+
+@pytest.fixture(scope="session")
+def command(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Result]:
+    """Runs `python -m MODULE *arguments` to its end."""
+
+    def run(*arguments: str, **options: str) -> Result:
+        process = start(*arguments, **options)
+        out, err = process.communicate(timeout=240)
+        return Result(process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture
+def quick_command(
+    in_environment: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """`python -m harness *arguments` inside this process, its worker too: no torch is imported anew."""
+
+    def in_this_process(spec_path: Path, deadline: float | None) -> tuple[int, bool]:
+        spec = json.loads(spec_path.read_text())
+        spec_path.write_text(json.dumps({**spec, "parent_pid": os.getppid()}))
+        return worker.main(str(spec_path)), False
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it; so it is put back
+        monkeypatch.setattr(jobs, "_wait", in_this_process)
+        monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+        monkeypatch.setattr(Sweep, "finished", [])
+        capfd.readouterr()
+        try:
+            code = command_line.main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        return Result(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def run_job(in_environment: None) -> Callable[..., list[Point]]:
+    """Runs one quality job in a worker process and returns the failures that the parent wrote."""
+
+    def run(output: Path, *overrides: str, kind: str = "quality") -> list[Point]:
+        config = compose_config([*TINY, f"output={output}", *overrides], str(PLUGIN / "conf"))
+        return runner.run_process(kind, [runner.plain(config)], output)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def records() -> Callable[[Path], list[Any]]:
+    """Every record under a folder's `records`, file by file."""
+
+    def find(output: Path) -> list[Any]:
+        return [record for path in sorted((output / "records").glob("*.jsonl")) for record in read(path)]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def points(records: Callable[[Path], list[Any]]) -> Callable[..., list[Point]]:
+    """The points of a folder whose fields are as wanted."""
+
+    def find(output: Path, **wanted: Any) -> list[Point]:
+        found = [record for record in records(output) if isinstance(record, Point)]
+        return [p for p in found if all(getattr(p, key) == value for key, value in wanted.items())]
+
+    return find

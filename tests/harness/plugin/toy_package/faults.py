@@ -1,0 +1,54 @@
+"""A task whose cells go wrong in every way that a measurement can."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from archs.base import SequenceModel
+from tasks.base import Measurement, Task, TaskInputs
+
+
+class Faults(Task):
+    """One cell for each name in `faults`; every start of one is a line in the file `log`."""
+
+    name = "faults"
+
+    def __init__(self, *, faults: Sequence[str], log: str, prepare_fault: str | None = None) -> None:
+        self.faults, self.log, self.prepare_fault = list(faults), Path(log), prepare_fault
+
+    def cells(self) -> list[dict[str, Any]]:
+        return [{"fault": fault} for fault in self.faults]
+
+    def prepare(self, inputs: TaskInputs) -> None:
+        if self.prepare_fault is not None:
+            self._happen(self.prepare_fault)
+
+    def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
+        self._happen(cell["fault"])
+        return Measurement(metrics={"answer": 42})
+
+    def _happen(self, fault: str) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{fault}\n")
+        kind = fault.partition("-")[0]
+        if kind == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif kind == "oom":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB.")
+        elif kind == "mistake":
+            raise IndexError("list index out of range")
+        elif kind == "unsupported":
+            raise NotImplementedError("no such length")
+        elif kind == "sleep":
+            time.sleep(60)
+        elif kind == "exit":
+            os._exit(7)

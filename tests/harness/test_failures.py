@@ -1,0 +1,109 @@
+"""Whatever ends a measurement becomes a typed record, and the rest is measured."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import jobs
+from harness.record import Header, Point
+
+Points = Callable[..., list[Point]]
+RunJob = Callable[..., list[Point]]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "output"
+
+
+def outcomes(points: Points, output: Path) -> dict[str, str]:
+    """Status of each cell of the task `faults`."""
+    found = points(output, task="faults")
+    assert len({p.key for p in found}) == len(found), "a cell was recorded twice"
+    return {p.cell["fault"]: p.status for p in found}
+
+
+def test_every_fault_is_typed_and_the_job_goes_on(
+    run_job: RunJob, points: Points, output: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    faults = "none-1,segfault,oom,mistake,killed,unsupported,exit,none-2"
+    failures = run_job(output, "task=[faults]", f"tasks.faults.faults=[{faults}]", f"tasks.faults.log={log}")
+    assert outcomes(points, output) == {
+        "none-1": "ok",
+        "segfault": "crashed",
+        "oom": "oom",
+        "mistake": "crashed",
+        "killed": "oom",
+        "unsupported": "unsupported",
+        "exit": "crashed",
+        "none-2": "ok",
+    }
+    assert log.read_text().split() == faults.split(","), "every cell began once"
+    reasons = {p.cell["fault"]: p.reason or "" for p in points(output, task="faults")}
+    assert "SIGSEGV" in reasons["segfault"] and "exit code 7" in reasons["exit"]
+    assert "IndexError: list index out of range" in reasons["mistake"]
+    assert "SIGKILL" in reasons["killed"] and "out of memory" in reasons["oom"]
+    assert {p.cell["fault"] for p in failures} == {"segfault", "killed", "exit"}
+    assert len(points(output, task="train")) == 1, "the trained model was loaded after a crash"
+    assert all(p.metrics == {"answer": 42} for p in points(output, task="faults", status="ok"))
+    assert not list((output / "jobs").iterdir())
+
+
+def test_a_job_that_is_late_types_the_cell_under_way_and_those_left(
+    run_job: RunJob, points: Points, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+
+    class LateInTheSecondCell(subprocess.Popen):  # type: ignore[type-arg]
+        """The deadline passes when the second cell is under way, however slow the machine is."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            while timeout is not None and self.poll() is None:
+                if log.exists() and "sleep" in log.read_text():
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                time.sleep(0.05)
+            return super().wait()
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", LateInTheSecondCell)
+    overrides = ["task=[faults]", "tasks.faults.faults=[none,sleep,none-2]", f"tasks.faults.log={log}"]
+    run_job(output, *overrides, "job_timeout_s=120")
+    assert outcomes(points, output) == {"none": "ok", "sleep": "timeout", "none-2": "timeout"}
+    assert all("job_timeout_s=120" in (p.reason or "") for p in points(output, status="timeout"))
+
+
+def test_a_job_that_is_late_before_its_first_cell_types_them_all(
+    run_job: RunJob, points: Points, output: Path, tmp_path: Path
+) -> None:
+    overrides = ["task=[faults]", "tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}"]
+    run_job(output, *overrides, "job_timeout_s=0.01")
+    assert outcomes(points, output) == {"a": "timeout", "b": "timeout"}
+
+
+def test_a_death_before_the_first_cell_types_them_all(
+    run_job: RunJob, points: Points, records: Callable[[Path], list], output: Path, tmp_path: Path
+) -> None:
+    overrides = ["task=[faults]", "tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}"]
+    run_job(output, *overrides, "tasks.faults.prepare_fault=segfault")
+    assert outcomes(points, output) == {"a": "crashed", "b": "crashed"}
+    assert [p.status for p in points(output, task="train")] == ["crashed"]
+    runs = {record.run_id for record in records(output) if isinstance(record, Header)}
+    assert {p.run_id for p in points(output)} <= runs, "every point has its header"
+
+
+def test_divergence_is_typed_for_training_and_every_cell(
+    run_job: RunJob, points: Points, tiny_tasks: list[str], output: Path, tmp_path: Path
+) -> None:
+    overrides = ["arch=toy", "task=[faults,needle]", "arch.model.mixers.0.poison=nan"]
+    overrides += [override for override in tiny_tasks if override.startswith("tasks.needle")]
+    run_job(output, *overrides, "tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}")
+    statuses = {(p.task, p.status) for p in points(output) if p.task != "cost"}
+    assert statuses == {("train", "diverged"), ("faults", "diverged"), ("needle", "diverged")}
+    assert len(points(output, status="diverged")) == 1 + 2 + 2
+    assert "step 0" in (points(output, task="train")[0].reason or "")
+    assert not (tmp_path / "log").exists()

@@ -1,0 +1,73 @@
+"""A sweep that is stopped keeps every finished cell, and the same command goes on from there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.record import Header, Point
+
+PLUGIN_CONF = str(Path(__file__).resolve().parent / "plugin" / "conf")
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def workers_of(output: Path) -> list[int]:
+    """Processes whose command line names the output folder's job files."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "harness.worker" in text and str(output) in text:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the worker in /proc")
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_where_it_was(
+    sign: signal.Signals,
+    start: Callable[..., subprocess.Popen[str]],
+    tiny: list[str],
+    points: Callable[..., list[Point]],
+    records: Callable[[Path], list],
+    tmp_path: Path,
+) -> None:
+    output, log = tmp_path / "output", tmp_path / "log"
+    arguments = [f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}"]
+    arguments += ["task=[faults]", "tasks.faults.faults=[none-1,none-2,sleep]", f"tasks.faults.log={log}"]
+    process = start(*arguments)
+    wait_for(lambda: log.exists() and "sleep" in log.read_text(), "the last cell")
+    if sign is signal.SIGINT:
+        os.killpg(process.pid, sign)  # as a terminal does: parent and worker both get it
+    else:
+        process.kill()
+    out, err = process.communicate(timeout=30)
+    wait_for(lambda: not workers_of(output), "the worker's end")
+    if sign is signal.SIGINT:
+        assert process.returncode == 130
+        assert err.splitlines()[-1].startswith("Stopped.") and "Traceback" not in err
+    kept = points(output)
+    assert {p.cell.get("fault") for p in kept if p.task == "faults"} == {"none-1", "none-2"}
+
+    second = start(*arguments)
+    wait_for(lambda: log.read_text().count("sleep") == 2, "the last cell again")
+    second.kill()
+    second.communicate(timeout=30)
+    wait_for(lambda: not workers_of(output), "the worker's end")
+    assert log.read_text().split() == ["none-1", "none-2", "sleep", "sleep"]
+    assert points(output) == kept, "nothing was measured twice"
+    assert len({r.run_id for r in records(output) if isinstance(r, Header)}) == 2
