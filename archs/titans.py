@@ -35,8 +35,9 @@ class NeuralMemory(nn.Module):
 
     The scale of the step and the starting values of the gates are this project's, the paper gives
     none. A chunk's gradients are all taken at one point and momentum repeats each 1 / (1 - momentum)
-    times, so steps that add up to more than one over a chunk overshoot where its keys are alike:
-    `max_step_size` None is 1 / chunk_tokens.
+    times, so steps that add up to more than about one over a chunk overshoot where its keys are
+    alike, sooner in a deeper memory, whose curvature is the sum of its layers': `max_step_size` None
+    is 1 / (chunk_tokens memory_depth).
 
     use_momentum, use_decay: the paper's ablations (its Table 5); False holds the gate at zero.
     Raises ValueError where a size makes no sense.
@@ -68,7 +69,7 @@ class NeuralMemory(nn.Module):
             raise ValueError(f"max_step_size={max_step_size} must be positive")
         self.d_model, self.num_heads, self.head_width = d_model, num_heads, d_model // num_heads
         self.chunk_tokens = chunk_tokens
-        self.max_step_size = 1 / chunk_tokens if max_step_size is None else max_step_size
+        self.max_step_size = max_step_size or 1 / (chunk_tokens * memory_depth)
         self.use_momentum, self.use_decay = use_momentum, use_decay
         self.implementation = implementation
         self.projections = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(3))
@@ -252,8 +253,8 @@ class MemoryGate(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, m: Tensor) -> Tensor:
         """The gate's input, attention's output and the memory's, (..., D) each -> (..., D)."""
-        gate = self.gate_proj(x).sigmoid()
-        return self.o_proj(torch.lerp(self.memory_norm(m), self.attention_norm(y), gate))
+        gate, y, m = self.gate_proj(x).sigmoid(), self.attention_norm(y), self.memory_norm(m)
+        return self.o_proj(m + gate * (y - m))
 
     def flops_per_token(self) -> float:
         """4 D^2."""

@@ -148,6 +148,25 @@ def test_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
         assert parameter.grad.abs().max() > 0, parameter_name
 
 
+@pytest.mark.parametrize("name", FACTORIES)
+def test_under_autocast_the_memory_keeps_its_precision(name: str) -> None:
+    mixer, x = build(name).float(), random_input(19).float()
+    expected = mixer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mixer(x)
+        y.float().square().sum().backward()
+    torch.testing.assert_close(y.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
+    assert all(p.grad.isfinite().all() for p in mixer.parameters())
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_half_precision_weights_run_every_phase(name: str) -> None:
+    mixer, x = build(name).bfloat16(), random_input(19).bfloat16()
+    y = run_in_pieces(mixer, x, [5, 0, 13])
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y, mixer(x), atol=0.1 * y.abs().max().item(), rtol=0)
+
+
 @pytest.mark.parametrize("name", TITANS)
 def test_reference_and_plain_give_the_same_gradients(name: str) -> None:
     key = "implementation" if name == "lmm" else "memory_implementation"

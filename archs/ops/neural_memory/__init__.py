@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from archs.ops.operation import Implementation, Operation
@@ -56,7 +57,7 @@ def neural_memory(
     q, k (B, T, H, K), v (B, T, H, K_v), the three gates (B, T, H). `position` is the number of
     tokens already in the open chunk: a chunk ends after `chunk_tokens` tokens, wherever the calls
     are cut. Returns y (B, T, H, K_v) in q's dtype and the new state, in the state's dtype, which
-    is the dtype the work is done in. At position 0 `state.start` is not read.
+    is the dtype the work is done in, under autocast too. At position 0 `state.start` is not read.
 
     Raises ImplementationUnavailable where the implementation cannot run, ValueError where chunk
     and position make no sense.
@@ -68,7 +69,8 @@ def neural_memory(
     function = OPERATION.function(implementation, q.device)
     dtype = state.weights[0].dtype
     inputs = (t.to(dtype) for t in (q, k, v, decay, step_size, momentum))
-    y, new = function(*inputs, state, position, chunk_tokens=chunk_tokens)
+    with torch.autocast(q.device.type, enabled=False):
+        y, new = function(*inputs, state, position, chunk_tokens=chunk_tokens)
     if (position + q.shape[1]) % chunk_tokens == 0:
         new = new._replace(start=tuple(w.clone() for w in new.weights))
     return y.to(q.dtype), new
@@ -77,6 +79,7 @@ def neural_memory(
 def read(q: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
     """M(q) with fixed weights: q (B, T, H, K) and matrices (B, H, in, out) -> (B, T, H, K_v)."""
     x = q.to(weights[0].dtype).transpose(1, 2)
-    for layer, w in enumerate(weights):
-        x = x @ w if layer == 0 else (x * x.sigmoid()) @ w
+    with torch.autocast(q.device.type, enabled=False):
+        for layer, w in enumerate(weights):
+            x = x @ w if layer == 0 else (x * x.sigmoid()) @ w
     return x.transpose(1, 2).to(q.dtype)

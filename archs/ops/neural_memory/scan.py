@@ -47,9 +47,10 @@ class _Scan(torch.autograd.Function):
         for i in reversed(range(g_y.shape[0])):
             q, k, v, *some = (t[i] for t in sequences)
             start = starts[2 * depth * i : 2 * depth * (i + 1)]
-            gradients, g_weights, g_updates = _chunk_backward(
-                q, k, v, Coefficients(*some), start[:depth], start[depth:], g_y[i], g_weights, g_updates
-            )
+            with torch.autocast(g_y.device.type, enabled=False):
+                gradients, g_weights, g_updates = _chunk_backward(
+                    q, k, v, Coefficients(*some), start[:depth], start[depth:], g_y[i], g_weights, g_updates
+                )
             g_sequences.append(gradients)
         stacked = (torch.stack(g) for g in zip(*reversed(g_sequences), strict=True))
         return None, *stacked, *g_weights, *g_updates
