@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
 from archs.layers import CausalConvolution, rotary
+from archs.ops.ttt_linear import OPERATION as LINEAR
 from archs.ops.ttt_linear import TTTLinearWeights, ttt_linear
+from archs.ops.ttt_mlp import OPERATION as MLP
 from archs.ops.ttt_mlp import TTTMLPWeights, ttt_mlp
 
 InnerWeights = TTTLinearWeights | TTTMLPWeights
@@ -39,6 +41,9 @@ class TTTMixer(Mixer):
     use_gate:    y * gelu(g_proj x) before the output projection (Mamba backbone).
     Raises ValueError where heads do not divide the width or a size is not positive.
     """
+
+    run_inner: ClassVar[Callable[..., tuple[Tensor, Any]]]
+    weights_class: ClassVar[type[InnerWeights]]
 
     def __init__(
         self,
@@ -87,10 +92,6 @@ class TTTMixer(Mixer):
         """The learned start of the inner model, (H, in + 1, out) a layer with the bias last."""
 
     @abstractmethod
-    def _operation(self) -> tuple[Callable, type[InnerWeights]]:
-        """The operation and its state's class."""
-
-    @abstractmethod
     def _inner_products(self, num_tokens: int, is_whole: bool) -> float:
         """FLOPs a token and head of the inner model's products, for mini-batches of num_tokens in
         one call; `is_whole` where these fill the mini-batch, so that no gradient stays open."""
@@ -106,7 +107,7 @@ class TTTMixer(Mixer):
     def _initial(self, batch_size: int) -> InnerWeights:
         dtype = accumulation_dtype(self.q_proj.weight.dtype)
         weights = [w.to(dtype).expand(batch_size, -1, -1, -1) for w in self._inner_weights()]
-        return self._operation()[1](*weights, *(torch.zeros_like(w) for w in weights))
+        return self.weights_class(*weights, *(torch.zeros_like(w) for w in weights))
 
     def _project(self, x: Tensor, tails: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, D) -> q, k, v (B, C, D); `tails` are updated in place, none for whole sequences."""
@@ -142,19 +143,10 @@ class TTTMixer(Mixer):
         lr = lr * (self.base_lr * self.base_lr_scale / self.head_width)
         counts = torch.arange(1, self.mini_batch_tokens + 1, device=x.device)
         token_scale = (1.0 / counts.to(self.learnable_token_idx) + self.learnable_token_idx).clamp_min(0.0)
-        y, inner = self._operation()[0](
-            self._rotate(q, position),
-            self._rotate(k, position),
-            v,
-            lr,
-            token_scale,
-            self.ttt_norm_weight,
-            self.ttt_norm_bias,
-            inner,
-            position,
-            norm_eps=self.norm_eps,
-            implementation=self.implementation,
-        )
+        q, k = self._rotate(q, position), self._rotate(k, position)
+        norm = (self.ttt_norm_weight, self.ttt_norm_bias)
+        options = {"norm_eps": self.norm_eps, "implementation": self.implementation}
+        y, inner = self.run_inner(q, k, v, lr, token_scale, *norm, inner, position, **options)
         y = self.post_norm(y.flatten(2))
         if self.g_proj is not None:
             y = F.gelu(self.g_proj(x), approximate="tanh") * y
@@ -213,6 +205,8 @@ class TTTMixer(Mixer):
 class TTTLinear(TTTMixer):
     """TTT with a linear inner model, W (K, K) and a bias a head. See `TTTMixer`."""
 
+    operation, run_inner, weights_class = LINEAR, staticmethod(ttt_linear), TTTLinearWeights
+
     def __init__(
         self,
         *,
@@ -247,9 +241,6 @@ class TTTLinear(TTTMixer):
     def _inner_weights(self) -> tuple[Tensor, ...]:
         return (torch.cat((self.W1, self.b1), dim=1),)
 
-    def _operation(self) -> tuple[Callable, type[InnerWeights]]:
-        return ttt_linear, TTTLinearWeights
-
     def _inner_products(self, num_tokens: int, is_whole: bool) -> float:
         """k W, q W and k' h, each 2 (K + 1) K, and q k' and its product with h, 2 b (2 K + 1); an
         open mini-batch has q G beside q W. The bias rides along as a row of W, which saves the
@@ -261,6 +252,8 @@ class TTTLinear(TTTMixer):
 
 class TTTMLP(TTTMixer):
     """TTT with a two-layer inner model, K -> 4K -> K with GELU. See `TTTMixer`."""
+
+    operation, run_inner, weights_class = MLP, staticmethod(ttt_mlp), TTTMLPWeights
 
     def __init__(
         self,
@@ -298,9 +291,6 @@ class TTTMLP(TTTMixer):
 
     def _inner_weights(self) -> tuple[Tensor, ...]:
         return torch.cat((self.W1, self.b1), dim=1), torch.cat((self.W2, self.b2), dim=1)
-
-    def _operation(self) -> tuple[Callable, type[InnerWeights]]:
-        return ttt_mlp, TTTMLPWeights
 
     def _inner_products(self, num_tokens: int, is_whole: bool) -> float:
         """As TTTLinear's for both layers, with the gradient's way back through W2, 2 x 4 K^2."""

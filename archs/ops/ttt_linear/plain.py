@@ -12,7 +12,10 @@ and the weights follow one another. With the paper's letters:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +111,17 @@ class LossGradientBackward:
         return self.d_offset * self.x
 
 
+def without_autocast(backward: Callable) -> Callable[..., Any]:
+    """A backward pass in its tensors' own dtype, also where it is called under autocast."""
+
+    @wraps(backward)
+    def wrapped(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return backward(ctx, *gradients)
+
+    return wrapped
+
+
 class InnerScan(torch.autograd.Function):
     """The serial part. k~ (N, M, b, f + 1), update = token_scale_last k~, offset and slope
     (N, M, b, f), W (M, f + 1, f) -> h (N, M, b, f), the weights before each mini-batch
@@ -115,7 +129,9 @@ class InnerScan(torch.autograd.Function):
     many small operations costs several times the arithmetic."""
 
     @staticmethod
-    def forward(ctx, k, update, offset, slope, weight, norm_eps):  # noqa: ANN001, ANN205
+    def forward(
+        ctx: Any, k: Tensor, update: Tensor, offset: Tensor, slope: Tensor, weight: Tensor, norm_eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         num_mini_batches = k.shape[0]
         weights = weight.new_empty(num_mini_batches, *weight.shape)
         weights[0] = weight
@@ -131,8 +147,9 @@ class InnerScan(torch.autograd.Function):
         return h, weights, weight_after
 
     @staticmethod
+    @without_autocast
     @once_differentiable
-    def backward(ctx, d_h, d_weights, d_weight):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, d_h: Tensor, d_weights: Tensor, d_weight: Tensor) -> tuple[Tensor | None, ...]:
         k, update, offset, slope, h, z, weights = ctx.saved_tensors
         inner = LossGradientBackward(z, offset, slope, h, ctx.norm_eps)
         d_z, d_update = torch.empty_like(z), torch.empty_like(update)
@@ -159,7 +176,7 @@ def segments(num_tokens: int, position: int, mini_batch_tokens: int) -> list[tup
     whole = first + (num_tokens - first) // mini_batch_tokens * mini_batch_tokens
     group = GROUP_MINI_BATCHES * mini_batch_tokens
     cuts = sorted({0, *range(first, whole, group), whole, num_tokens})
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
 def _whole_mini_batches(
@@ -224,12 +241,16 @@ def ttt_linear(
     weight, gradient = (w.flatten(0, 1) for w in state)
     outputs = []
     for start, stop in segments(q.shape[1], position, mini_batch_tokens):
-        inputs = [x[:, start:stop] for x in (q, k, v, lr)]
+        q_n, k_n, v_n, lr_n = (x[:, start:stop] for x in (q, k, v, lr))
         if position == 0 and (stop - start) % mini_batch_tokens == 0:
-            y, weight = _whole_mini_batches(*inputs, token_scale, ln_weight, ln_bias, weight, norm_eps)
+            y, weight = _whole_mini_batches(
+                q_n, k_n, v_n, lr_n, token_scale, ln_weight, ln_bias, weight, norm_eps
+            )
         else:
             scale = token_scale[position : position + stop - start]
-            y, gradient = _part_of_mini_batch(*inputs, scale, ln_weight, ln_bias, weight, gradient, norm_eps)
+            y, gradient = _part_of_mini_batch(
+                q_n, k_n, v_n, lr_n, scale, ln_weight, ln_bias, weight, gradient, norm_eps
+            )
             position += stop - start
             if position == mini_batch_tokens:
                 weight = weight - token_scale[-1] * gradient

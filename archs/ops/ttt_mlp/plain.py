@@ -11,6 +11,7 @@ second:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from archs.ops.ttt_linear.plain import (
     loss_gradient,
     output,
     segments,
+    without_autocast,
 )
 from archs.ops.ttt_mlp import TTTMLPWeights
 
@@ -41,12 +43,13 @@ def gelu_backward(d_x: Tensor, z: Tensor) -> Tensor:
 
 def gelu_second_derivative(z: Tensor) -> Tensor:
     """gelu''(z): with u = sqrt(2 / pi) (z + a z^3) and t = tanh u,
-    (1 - t^2) (u' + z / 2 (u'' - 2 t u'^2))."""
+    (1 - t^2) (u' + z (u'' / 2 - t u'^2))."""
     scale, a = math.sqrt(2 / math.pi), 0.044715
     square = z * z
-    t = torch.tanh(scale * z * (1 + a * square))
-    slope = scale * (1 + 3 * a * square)
-    return (1 - t * t) * (slope + z * (3 * scale * a * z - t * slope * slope))
+    t = (square * (scale * a)).add_(scale).mul_(z).tanh_()
+    slope = square.mul_(3 * scale * a).add_(scale)
+    bend = (z * (3 * scale * a)).addcmul_(t, slope.square(), value=-1)
+    return slope.addcmul_(z, bend).mul_(t.square_().neg_().add_(1))
 
 
 class InnerScan(torch.autograd.Function):
@@ -55,7 +58,17 @@ class InnerScan(torch.autograd.Function):
     X2~ (N, M, b, 4f + 1), W1 and W2 before each mini-batch (N, M, ...) and after the last."""
 
     @staticmethod
-    def forward(ctx, k, update, last, offset, slope, weight1, weight2, norm_eps):  # noqa: ANN001, ANN205
+    def forward(
+        ctx: Any,
+        k: Tensor,
+        update: Tensor,
+        last: Tensor,
+        offset: Tensor,
+        slope: Tensor,
+        weight1: Tensor,
+        weight2: Tensor,
+        norm_eps: float,
+    ) -> tuple[Tensor, ...]:
         num_mini_batches, width = k.shape[0], weight1.shape[-1]
         weights1 = weight1.new_empty(num_mini_batches, *weight1.shape)
         weights2 = weight2.new_empty(num_mini_batches, *weight2.shape)
@@ -79,31 +92,36 @@ class InnerScan(torch.autograd.Function):
         return h1, h2, x2, weights1, weights2, after1, after2
 
     @staticmethod
+    @without_autocast
     @once_differentiable
-    def backward(ctx, d_h1, d_h2, d_x2, d_weights1, d_weights2, d_weight1, d_weight2):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        d_h1, d_h2, d_x2, d_weights1, d_weights2, d_weight1, d_weight2 = gradients
         k, update, last, offset, slope, z1, x2, z2, h1, h2, weights1, weights2 = ctx.saved_tensors
         inner = LossGradientBackward(z2, offset, slope, h2, ctx.norm_eps)
-        derivative = gelu_backward(torch.ones_like(z1), z1)
-        curvature = (h2 @ weights2[:, :, :-1].mT).mul_(gelu_second_derivative(z1))
-        last_h2, last_x2 = h2 * last, x2 * last
+        ones = torch.ones_like(z1[0])
+        d_u = torch.zeros_like(x2[0])  # a zero column beside it meets the bias of W2
+        d_u_inner = d_u[..., :-1]
         d_z1, d_update, pulled = torch.empty_like(z1), torch.empty_like(update), torch.empty_like(h2)
         for n in reversed(range(k.shape[0])):
-            w2 = weights2[n]
+            z, w2, h = z1[n], weights2[n], h2[n]
             # W2 after = W2 - last X2~' h2 and W1 after = W1 - update' h1
             torch.bmm(x2[n], d_weight2, out=pulled[n])
-            d_x = torch.baddbmm(d_x2[n], last_h2[n], d_weight2.mT, alpha=-1)[..., :-1]
-            d_h = torch.baddbmm(d_h2[n], last_x2[n], d_weight2, alpha=-1)
+            d_h = torch.addcmul(d_h2[n], pulled[n], last, value=-1)
+            d_x = torch.baddbmm(d_x2[n], h * last, d_weight2.mT, alpha=-1)
             torch.bmm(h1[n], d_weight1.mT, out=d_update[n])
             d_g = torch.baddbmm(d_h1[n], update[n], d_weight1, alpha=-1)
-            # h1 = (h2 W2') gelu'(Z1)
-            d_u = d_g * derivative[n]
-            d_h = torch.baddbmm(d_h, d_u, w2[:, :-1])
+            # h1 = u gelu'(Z1) with u = h2 W2' (no bias)
+            derivative = gelu_backward(ones, z)
+            torch.mul(d_g, derivative, out=d_u_inner)
+            d_h = torch.baddbmm(d_h, d_u, w2)
             # h2 = lr dl/dZ2, Z2 = X2~ W2, X2 = gelu(Z1), Z1 = k~ W1
             d_z2 = inner.step(n, d_h)
-            d_x = torch.baddbmm(d_x, d_z2, w2[:, :-1].mT)
-            torch.addcmul(d_g * curvature[n], d_x, derivative[n], out=d_z1[n])
+            d_x = torch.baddbmm(d_x, d_z2, w2.mT)
+            u = torch.bmm(h, w2[:, :-1].mT)
+            d_z = d_g.mul_(u).mul_(gelu_second_derivative(z))
+            torch.addcmul(d_z, d_x[..., :-1], derivative, out=d_z1[n])
             d_weight2 = torch.baddbmm(d_weight2 + d_weights2[n], x2[n].mT, d_z2)
-            d_weight2[:, :-1].baddbmm_(d_u.mT, h2[n])
+            d_weight2.baddbmm_(d_u.mT, h)
             d_weight1 = torch.baddbmm(d_weight1 + d_weights1[n], k[n].mT, d_z1[n])
         d_k, d_last = d_z1 @ weights1.mT, -(pulled * h2).sum()
         d_inner = (inner.d_offset, inner.d_slope())
@@ -227,20 +245,22 @@ def ttt_mlp(
     whole = _whole_mini_batches if torch.is_grad_enabled() else _read_whole_mini_batches
     is_checkpointed = torch.is_grad_enabled() and num_whole > 1
     for start, stop in cuts:
-        inputs = [x[:, start:stop] for x in (q, k, v, lr)]
+        q_n, k_n, v_n, lr_n = (x[:, start:stop] for x in (q, k, v, lr))
         if position == 0 and (stop - start) % mini_batch_tokens == 0:
-            arguments = (*inputs, token_scale, ln_weight, ln_bias, weight1, weight2, norm_eps)
+            outer, inner = (token_scale, ln_weight, ln_bias), (weight1, weight2)
             if is_checkpointed:
                 y, weight1, weight2 = checkpoint(
-                    whole, *arguments, use_reentrant=False, preserve_rng_state=False
+                    *(whole, q_n, k_n, v_n, lr_n, *outer, *inner, norm_eps),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
             else:
-                y, weight1, weight2 = whole(*arguments)
+                y, weight1, weight2 = whole(q_n, k_n, v_n, lr_n, *outer, *inner, norm_eps)
         else:
-            scale = token_scale[position : position + stop - start]
-            inner = (weight1, weight2, gradient1, gradient2)
+            outer = (token_scale[position : position + stop - start], ln_weight, ln_bias)
+            open_weights = (weight1, weight2, gradient1, gradient2)
             y, gradient1, gradient2 = _part_of_mini_batch(
-                *inputs, scale, ln_weight, ln_bias, *inner, norm_eps
+                q_n, k_n, v_n, lr_n, *outer, *open_weights, norm_eps
             )
             position += stop - start
             if position == mini_batch_tokens:

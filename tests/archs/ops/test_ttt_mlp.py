@@ -109,6 +109,23 @@ def test_half_precision_tokens_are_computed_in_the_states_dtype() -> None:
     torch.testing.assert_close(y, exact.bfloat16())
 
 
+def test_autocast_reaches_neither_the_values_nor_the_inner_gradients() -> None:
+    inputs = [t.detach().float().requires_grad_() for t in tensors(35)]
+    expected = call(inputs, 0, "plain")[0]
+    wanted = torch.autograd.grad(expected.sin().sum(), inputs[:NUM_INPUTS])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = call(inputs, 0, "plain")[0]
+    torch.testing.assert_close(y, expected, rtol=0, atol=0)
+    actual = torch.autograd.grad(y.sin().sum(), inputs[:NUM_INPUTS])
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+
+
+def test_a_backward_pass_called_under_autocast_runs() -> None:
+    inputs = [t.detach().float().requires_grad_() for t in tensors(35)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(gradient.isfinite().all() for gradient in gradients(inputs, 0, "plain"))
+
+
 @pytest.mark.parametrize("position", [-1, 16])
 def test_a_position_outside_the_mini_batch_is_an_error(position: int) -> None:
     with pytest.raises(ValueError, match=f"position={position}"):
