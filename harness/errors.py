@@ -11,6 +11,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from harness.config_dir import options, unknown
@@ -35,7 +36,8 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return f"{_one_line(str(error))}."
     if isinstance(error, ValueError):
-        return _one_line(str(error))
+        text = _one_line(str(error))
+        return text if text.endswith(".") else f"{text}."
     return None
 
 
@@ -57,7 +59,7 @@ def _composition(error: ConfigCompositionException) -> str:
     key = re.search(r"Could not override '([^']+)'", text)
     if key is not None:
         valid = getattr(error.__cause__, "parent_node", None)
-        if "not in struct" in cause and hasattr(valid, "keys"):
+        if "not in struct" in cause and isinstance(valid, DictConfig):
             return unknown("configuration key", key.group(1), [str(k) for k in valid])
         if not cause:  # a group that is not in the defaults list, such as arch@foo
             return f"{text.rstrip('.')}."

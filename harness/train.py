@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,13 @@ class BatchSource(Protocol):
     def batch(self, step: int) -> Batch: ...
 
     def validation_batches(self) -> Iterable[Batch]: ...
+
+
+@runtime_checkable
+class ProgressListener(Protocol):
+    """A module that is told how far training is (TTT-MLP warms its inner learning rate)."""
+
+    def set_training_progress(self, fraction: float) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +100,14 @@ def train(
 ) -> History:
     """Trains in place and returns the history. Continues from `state_path` if it is there.
 
-    A module with a method `set_training_progress(fraction)` is told the share of the outer warm-up
-    that is over (TTT-MLP warms its inner learning rate). train_seconds counts steps, not
+    A ProgressListener is told the share of the outer warm-up that is over. train_seconds counts steps, not
     validation. Raises Diverged where the loss is not finite.
     """
     optimizer = make_optimizer(model, settings)
     history, first_step = History(), 0
     if state_path is not None and state_path.exists():
         first_step, history = load_training_state(state_path, model, optimizer, History)
-    listeners = [m for m in model.modules() if hasattr(m, "set_training_progress")]
+    listeners = [m for m in model.modules() if isinstance(m, ProgressListener)]
     warmup_steps = max(1, round(settings.warmup_fraction * settings.num_steps))
     model.train()
     last_save = time.monotonic()
@@ -165,7 +171,8 @@ def validation_loss(
 
 def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone, and not on those marked `is_decayed = False`."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             is_decayed = parameter.ndim >= 2 and getattr(parameter, "is_decayed", True)

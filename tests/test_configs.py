@@ -1,0 +1,146 @@
+"""Every file under conf composes, builds and says what the others need to know."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.config import (
+    MATCH_TOLERANCE,
+    build_model,
+    check_config,
+    compose_config,
+    matched_model_config,
+    resolve,
+)
+from harness.cost import meta_model
+from harness.record import content_hash
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    return resolve(compose_config(list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def architectures() -> dict[str, dict[str, Any]]:
+    return {name: compose(f"arch={name}")["arch"] for name in names("arch")}
+
+
+def test_the_architectures_of_the_project_are_there() -> None:
+    assert {
+        *("transformer", "transformer_conv", "transformer_squared", "mamba", "mamba2", "recurrent", "hybrid"),
+        *("ttt_linear", "ttt_mlp", "titans_lmm", "titans_mac", "titans_mag", "titans_mal"),
+    } <= set(names("arch"))
+
+
+def test_an_architecture_has_one_name_and_one_colour(architectures: dict[str, dict[str, Any]]) -> None:
+    for name, arch in architectures.items():
+        assert arch["name"] == name
+        assert re.fullmatch("#[0-9a-f]{6}", arch["colour"]), name
+        assert 1e-5 < arch["learning_rate"] < 1e-1
+    for key in ("colour", "display_name"):
+        values = [arch[key] for arch in architectures.values()]
+        assert len(set(values)) == len(values), f"two architectures share a {key}"
+
+
+def test_what_has_a_short_convolution_says_so(architectures: dict[str, dict[str, Any]]) -> None:
+    for name, arch in architectures.items():
+        widths = re.findall(r"'conv_width': (\d+)", str(arch["model"]))
+        has_one = any(int(width) > 1 for width in widths)
+        assert arch["has_short_convolution"] == has_one, name
+
+
+@pytest.mark.parametrize("arch", names("arch"))
+def test_an_architecture_can_be_built_from_its_file(arch: str) -> None:
+    check_config(compose(f"arch={arch}"))
+
+
+@pytest.mark.parametrize("arch", names("arch"))
+@pytest.mark.parametrize("size", names("size"))
+def test_parameters_are_matched(arch: str, size: str) -> None:
+    config = compose(f"arch={arch}", f"size={size}")
+    model_config, mismatch = matched_model_config(config)
+    reference = build_model(config["reference"]["model"], "meta").num_parameters
+    if config["arch"]["match"] is None:
+        assert mismatch is None and model_config == config["arch"]["model"]
+        model_config = config["reference"]["model"]  # itself, or Transformer² with its own base
+    else:
+        assert mismatch is not None and abs(mismatch) <= MATCH_TOLERANCE
+    assert build_model(model_config, "meta").num_parameters == pytest.approx(reference, rel=MATCH_TOLERANCE)
+
+
+def test_matching_takes_the_nearest_width() -> None:
+    config = compose("arch=recurrent", "size=tiny")
+    model_config, mismatch = matched_model_config(config)
+    assert mismatch is not None
+    reference = build_model(config["reference"]["model"], "meta").num_parameters
+    for step in (-2, 2):
+        other = {**model_config, "d_ff": model_config["d_ff"] + step}
+        assert abs(build_model(other, "meta").num_parameters / reference - 1) >= abs(mismatch)
+    assert matched_model_config(compose("arch=recurrent", "match=none"))[1] is None
+
+
+def test_a_size_that_cannot_be_matched_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"d_ff=1000 of arch=recurrent.*match=none"):
+        matched_model_config(compose("arch=recurrent", "arch.match.step=1000"))
+
+
+@pytest.mark.parametrize("data", names("data"))
+def test_data_can_be_built_from_its_file(data: str) -> None:
+    path = ["data.path=somewhere"] if data in ("text_folder", "huggingface") else []
+    check_config(compose(f"data={data}", *path))
+
+
+@pytest.mark.parametrize("task", names("task"))
+def test_a_task_can_be_chosen_alone_or_in_a_list(task: str) -> None:
+    for override in (f"task={task}", f"task=[{task}]"):
+        config = compose(override)
+        check_config(config)
+        assert list(config["tasks"]) == [task]
+    assert compose("task=[]")["tasks"] == {}
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_an_experiment_composes(experiment: str) -> None:
+    config = compose(f"experiment={experiment}")
+    assert config["experiment_name"] == experiment
+    assert config["output"] == f"outputs/{experiment}"
+    assert set(config["interleave"]) <= set(names("arch"))
+    check_config(config)
+
+
+def test_the_experiments_measure_every_architecture() -> None:
+    for experiment in ("cpu_small", "gpu_small", "smoke"):
+        assert set(compose(f"experiment={experiment}")["interleave"]) == set(names("arch"))
+
+
+def test_an_override_holds_over_an_experiment() -> None:
+    config = compose("experiment=smoke", "size=tiny", "train.num_steps=7")
+    assert config["size"]["name"] == "tiny" and config["train"]["stream"]["num_steps"] == 7
+
+
+def test_the_same_command_composes_the_same_configuration() -> None:
+    first, second = (content_hash(compose("experiment=cpu_small", "arch=mamba")) for _ in range(2))
+    assert first == second != content_hash(compose("experiment=cpu_small", "arch=mamba", "seed=1"))
+
+
+def test_all_are_trained_alike(architectures: dict[str, dict[str, Any]]) -> None:
+    """Only the learning rate is an architecture's own."""
+    streams = [compose(f"arch={name}")["train"] for name in architectures]
+    assert all(train == streams[0] for train in streams)
+
+
+@pytest.mark.parametrize("arch", names("arch"))
+def test_the_meta_device_is_enough_for_counting(arch: str) -> None:
+    model, _ = meta_model(compose(f"arch={arch}", "size=nano", "dtype=bfloat16"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert model.state_bytes_at(1, 1 << 20) >= model.state_bytes_at(1, 1 << 10) > 0
