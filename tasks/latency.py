@@ -69,6 +69,7 @@ class Latency:
         self.context_lengths_tokens, self.batch_sizes = sorted(context_lengths_tokens), list(batch_sizes)
         self.num_samples, self.num_decode_steps = num_samples, num_decode_steps
         self.max_cell_s, self.chunk_tokens = max_cell_s, chunk_tokens
+        self._too_slow: dict[tuple[str, str, int], int] = {}  # (model, phase, batch) -> context
 
     def cells(self) -> list[Cell]:
         """The grid, shorter contexts first."""
@@ -92,12 +93,18 @@ class Latency:
         on_turn is told whose turn it is, so that a crash can be put down to a model."""
         probes: dict[str, _Probe] = {}
         for name, model in models.items():
+            key = (name, cell["phase"], cell["batch_size"])
+            shorter = self._too_slow.get(key)
+            if shorter is not None and shorter < cell["context_tokens"]:
+                yield name, ("timeout", f"{shorter} tokens took longer than max_cell_s={self.max_cell_s:g}")
+                continue
             on_turn(name)
             try:
                 probe = _Probe(self, model, cell, device)
                 if probe.first_call_ms > 1e3 * self.max_cell_s:
+                    self._too_slow[key] = cell["context_tokens"]
                     reason = f"the first call took {probe.first_call_ms / 1e3:.1f} s, more than max_cell_s="
-                    yield name, ("timeout", f"{reason}{self.max_cell_s}")
+                    yield name, ("timeout", f"{reason}{self.max_cell_s:g}")
                 else:
                     probes[name] = probe
             except (RuntimeError, MemoryError) as error:

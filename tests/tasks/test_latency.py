@@ -1,0 +1,204 @@
+"""Latency: the models in turn, raw samples kept, what fails typed and laid at the right model's door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from archs.base import Flops, Phase, SequenceModel
+from tasks.base import Measurement
+from tasks.latency import Latency
+
+CPU = torch.device("cpu")
+PREFILL = {"phase": "prefill", "context_tokens": 8, "batch_size": 2}
+DECODE = {**PREFILL, "phase": "decode"}
+
+
+class Recorder(SequenceModel):
+    """Does nothing but write its name into a diary, and goes wrong when told to."""
+
+    vocab_size = 257
+
+    def __init__(self, name: str, diary: list[str], fault: Callable[[int], None] | None = None) -> None:
+        super().__init__()
+        self.name, self.diary, self.fault, self.num_calls = name, diary, fault, 0
+        self.chunks: list[int] = []
+        self.rooms: list[int] = []
+
+    def _happen(self, what: str) -> None:
+        self.diary.append(f"{self.name} {what}")
+        self.num_calls += 1
+        if self.fault is not None:
+            self.fault(self.num_calls)
+
+    def init_state(self, batch_size: int, max_context_tokens: int) -> tuple[Tensor, int]:
+        self.rooms.append(max_context_tokens)
+        return (torch.zeros(batch_size, 5), 0)
+
+    def prefill(self, tokens: Tensor, state: Any, num_logits: int = 1) -> tuple[Tensor, Any]:
+        self.chunks.append(tokens.shape[1])
+        self._happen("prefill")
+        return torch.zeros(tokens.shape[0], num_logits, self.vocab_size), state
+
+    def decode(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
+        assert token.shape == (2,)
+        self._happen("decode")
+        return torch.zeros(token.shape[0], self.vocab_size), state
+
+    def dispatch(self, prompt: Tensor, state: Any) -> Any:
+        self._happen("dispatch")
+        return state
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        raise AssertionError
+
+    def loss(self, tokens: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        raise AssertionError
+
+    def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
+        return 0
+
+    def flops(self, context_tokens: int, phase: Phase) -> Flops:
+        return Flops()
+
+
+def new_task(**changes: Any) -> Latency:
+    fields: dict[str, Any] = {
+        "context_lengths_tokens": [16, 8],
+        "batch_sizes": [1, 2],
+        "num_samples": 3,
+        "num_decode_steps": 4,
+        "max_cell_s": 5.0,
+        "chunk_tokens": 64,
+    }
+    return Latency(**fields | changes)
+
+
+def run(task: Latency, models: dict[str, SequenceModel], cell: dict[str, Any]) -> dict[str, Any]:
+    return dict(task.measure_interleaved(models, cell, CPU))
+
+
+def test_the_grid_has_both_phases_and_goes_from_short_to_long() -> None:
+    cells = new_task().cells()
+    assert len(cells) == 2 * 2 * 2 and cells[0] == {"phase": "prefill", "context_tokens": 8, "batch_size": 1}
+    for phase in ("prefill", "decode"):
+        lengths = [c["context_tokens"] for c in cells if c["phase"] == phase and c["batch_size"] == 2]
+        assert lengths == [8, 16]
+
+
+def test_the_models_are_sampled_in_turn() -> None:
+    diary: list[str] = []
+    models = {name: Recorder(name, diary) for name in ("a", "b")}
+    results = run(new_task(), models, PREFILL)
+    assert diary[-6:] == ["a prefill", "b prefill"] * 3
+    for result in results.values():
+        assert isinstance(result, Measurement)
+        assert len(result.samples["time_ms"]) == 3, "the warm-up is not among the samples"
+        assert result.metrics["state_bytes"] == 2 * 5 * 4
+        ordered = sorted(result.samples["time_ms"])
+        assert result.metrics["median_ms"] == ordered[1]
+        assert ordered[0] <= result.metrics["p10_ms"] <= ordered[1] <= result.metrics["p90_ms"] <= ordered[2]
+        assert result.metrics["tokens_per_s"] == pytest.approx(1e3 * 2 * 8 / ordered[1])
+        assert "dispatch_ms" not in result.metrics
+
+
+def test_decode_is_the_time_of_one_token() -> None:
+    def nap(num_calls: int) -> None:
+        time.sleep(0.02)
+
+    model = Recorder("a", [], nap)
+    result = run(new_task(), {"a": model}, DECODE)["a"]
+    assert all(20 <= sample < 80 for sample in result.samples["time_ms"])
+    assert result.metrics["tokens_per_s"] == pytest.approx(1e3 * 2 / result.metrics["median_ms"])
+    assert 20 <= result.metrics["first_call_ms"] < 80
+    num_decoded = model.diary.count("a decode")
+    assert num_decoded == 4 * (1 + 1 + 3), "first call, warm-up, samples"
+    assert model.rooms == [8 + num_decoded], "room for the prompt and every decoded token"
+
+
+def test_a_long_prompt_is_fed_in_chunks() -> None:
+    model = Recorder("a", [])
+    run(new_task(chunk_tokens=3), {"a": model}, PREFILL)
+    assert model.chunks[:3] == [3, 3, 2]
+
+
+def test_running_out_of_memory_is_that_models_alone() -> None:
+    def fail(num_calls: int) -> None:
+        if num_calls == 4:  # in the second sample
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 PiB")
+
+    models = {"a": Recorder("a", [], fail), "b": Recorder("b", [])}
+    results = run(new_task(), models, PREFILL)
+    assert results["a"][0] == "oom" and "can't allocate memory" in results["a"][1]
+    assert len(results["b"].samples["time_ms"]) == 3
+
+
+def test_any_other_error_is_raised_with_the_model_named() -> None:
+    def fail(num_calls: int) -> None:
+        raise RuntimeError("shapes do not match")
+
+    turns: list[str] = []
+    models = {"a": Recorder("a", []), "b": Recorder("b", [], fail)}
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        list(new_task().measure_interleaved(models, PREFILL, CPU, turns.append))
+    assert turns[-1] == "b"
+
+
+def test_a_model_that_is_too_slow_is_a_timeout_there_and_at_longer_contexts() -> None:
+    def nap(num_calls: int) -> None:
+        time.sleep(0.05)
+
+    task = new_task(max_cell_s=0.02)
+    models = {"slow": Recorder("slow", [], nap), "quick": Recorder("quick", [])}
+    results = run(task, models, PREFILL)
+    assert results["slow"][0] == "timeout" and "max_cell_s=0.02" in results["slow"][1]
+    assert isinstance(results["quick"], Measurement)
+    before = models["slow"].num_calls
+    longer = run(task, models, {**PREFILL, "context_tokens": 16})
+    assert longer["slow"][0] == "timeout" and "8 tokens" in longer["slow"][1]
+    assert models["slow"].num_calls == before, "it is not tried again"
+    assert run(task, models, {**PREFILL, "batch_size": 1})["slow"][0] == "timeout"
+    assert models["slow"].num_calls > before, "another batch size is tried"
+
+
+def test_dispatch_is_part_of_prefill_and_shown_apart() -> None:
+    def nap(num_calls: int) -> None:
+        time.sleep(0.004)
+
+    model = Recorder("a", [], nap)
+    model.is_adaptive = True
+    result = run(new_task(), {"a": model}, PREFILL)["a"]
+    assert result.metrics["dispatch_ms"] >= 4
+    assert result.metrics["median_ms"] >= 8
+    assert model.diary[:2] == ["a dispatch", "a prefill"]
+
+
+def test_a_real_model_of_several_passes_has_all_its_numbers(new_model: Callable[..., SequenceModel]) -> None:
+    models = {name: new_model(name, dtype=torch.float32) for name in ("transformer", "transformer_squared")}
+    for cell in (PREFILL, DECODE):
+        results = run(new_task(), models, cell)
+        assert results["transformer_squared"].metrics["state_bytes"] > 0
+        if cell is PREFILL:
+            assert results["transformer_squared"].metrics["dispatch_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("context_lengths_tokens", []),
+        ("context_lengths_tokens", [0]),
+        ("batch_sizes", [-1]),
+        ("num_samples", 0),
+        ("num_decode_steps", 0),
+        ("max_cell_s", 0),
+        ("chunk_tokens", -2),
+    ],
+)
+def test_settings_that_make_no_sense(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"tasks.latency.{name}=.* must be positive"):
+        new_task(**{name: value})
