@@ -14,6 +14,9 @@ from archs.base import Flops, Mixer, Phase, accumulation_dtype
 from archs.layers import CausalConvolution
 from archs.ops.neural_memory import NeuralMemoryState, neural_memory
 
+#: Of the last matrix' starting values, against 1 / sqrt(rows) of the others.
+LAST_START_SCALE = 0.02
+
 
 class MemoryState(NamedTuple):
     """memory: the op's state, (B, H, in, out) a layer; tails (B, D, W) of the convolutions."""
@@ -36,8 +39,8 @@ class NeuralMemory(nn.Module):
     The scale of the step and the starting values of the gates are this project's, the paper gives
     none. A chunk's gradients are all taken at one point and momentum repeats each 1 / (1 - momentum)
     times, so steps that add up to more than about one over a chunk overshoot where its keys are
-    alike, sooner in a deeper memory, whose curvature is the sum of its layers': `max_step_size` None
-    is 1 / (chunk_tokens memory_depth).
+    alike: `max_step_size` None is 1 / chunk_tokens. The last matrix starts near zero, so that what
+    has been written is not drowned by what an empty memory answers.
 
     use_momentum, use_decay: the paper's ablations (its Table 5); False holds the gate at zero.
     Raises ValueError where a size makes no sense.
@@ -69,7 +72,7 @@ class NeuralMemory(nn.Module):
             raise ValueError(f"max_step_size={max_step_size} must be positive")
         self.d_model, self.num_heads, self.head_width = d_model, num_heads, d_model // num_heads
         self.chunk_tokens = chunk_tokens
-        self.max_step_size = max_step_size or 1 / (chunk_tokens * memory_depth)
+        self.max_step_size = max_step_size or 1 / chunk_tokens
         self.use_momentum, self.use_decay = use_momentum, use_decay
         self.implementation = implementation
         self.projections = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(3))
@@ -83,6 +86,8 @@ class NeuralMemory(nn.Module):
             torch.randn(num_heads, rows, columns) / math.sqrt(rows)
             for rows, columns in zip(widths, widths[1:], strict=False)
         )
+        with torch.no_grad():
+            self.start[-1].mul_(LAST_START_SCALE)
         nn.init.normal_(self.gates.weight, std=d_model**-0.5)
         with torch.no_grad():  # sigmoid: decay 0.7%, half the largest step, momentum 0.5
             self.gates.bias.copy_(torch.tensor([-5.0, 0.0, 0.0]).repeat_interleave(num_heads))
