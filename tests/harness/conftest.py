@@ -123,7 +123,8 @@ def command(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Result
 def quick_command(
     in_environment: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Result]:
-    """`python -m harness *arguments` inside this process, its worker too: no torch is imported anew."""
+    """`python -m harness *arguments` inside this process, its worker too: no torch is imported anew,
+    and no report is rendered."""
 
     def in_this_process(spec_path: Path, deadline: float | None) -> tuple[int, bool]:
         spec = json.loads(spec_path.read_text())
@@ -135,6 +136,7 @@ def quick_command(
         monkeypatch.setattr(jobs, "_wait", in_this_process)
         monkeypatch.setattr(sys, "argv", ["harness", *arguments])
         monkeypatch.setattr(Sweep, "finished", [])
+        monkeypatch.setattr(command_line, "summarise", lambda folder: print(f"Report: {folder}"))
         capfd.readouterr()
         try:
             code = command_line.main()

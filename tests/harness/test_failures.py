@@ -12,6 +12,8 @@ import pytest
 from harness import jobs
 from harness.record import Header, Point
 
+PLUGIN_CONF = Path(__file__).resolve().parent / "plugin" / "conf"
+
 Points = Callable[..., list[Point]]
 RunJob = Callable[..., list[Point]]
 
@@ -97,11 +99,18 @@ def test_a_death_before_the_first_cell_types_them_all(
 
 
 def test_divergence_is_typed_for_training_and_every_cell(
-    run_job: RunJob, points: Points, tiny_tasks: list[str], output: Path, tmp_path: Path
+    quick_command: Callable[..., tuple[int, str, str]],
+    points: Points,
+    tiny: list[str],
+    tiny_tasks: list[str],
+    output: Path,
+    tmp_path: Path,
 ) -> None:
-    overrides = ["arch=toy", "task=[faults,needle]", "arch.model.mixers.0.poison=nan"]
+    overrides = [f"--config-dir={PLUGIN_CONF}", "arch=toy", *tiny, "task=[faults,needle]"]
     overrides += [override for override in tiny_tasks if override.startswith("tasks.needle")]
-    run_job(output, *overrides, "tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}")
+    overrides += ["tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}", f"output={output}"]
+    code, _, err = quick_command(*overrides, "arch.model.mixers.0.poison=nan")
+    assert code == 0, err
     statuses = {(p.task, p.status) for p in points(output) if p.task != "cost"}
     assert statuses == {("train", "diverged"), ("faults", "diverged"), ("needle", "diverged")}
     assert len(points(output, status="diverged")) == 1 + 2 + 2

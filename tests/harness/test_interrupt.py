@@ -6,12 +6,24 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from harness.record import Header, Point
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads here as in the commands: sums are taken in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 PLUGIN_CONF = str(Path(__file__).resolve().parent / "plugin" / "conf")
 
@@ -55,7 +67,7 @@ def test_a_stopped_run_goes_on_where_it_was(
         os.killpg(process.pid, sign)  # as a terminal does: parent and worker both get it
     else:
         process.kill()
-    out, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     wait_for(lambda: not workers_of(output), "the worker's end")
     if sign is signal.SIGINT:
         assert process.returncode == 130
@@ -63,6 +75,8 @@ def test_a_stopped_run_goes_on_where_it_was(
     kept = points(output)
     assert {p.cell.get("fault") for p in kept if p.task == "faults"} == {"none-1", "none-2"}
 
+    if sign is signal.SIGINT:
+        return
     second = start(*arguments)
     wait_for(lambda: log.read_text().count("sleep") == 2, "the last cell again")
     second.kill()
@@ -71,3 +85,29 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert log.read_text().split() == ["none-1", "none-2", "sleep", "sleep"]
     assert points(output) == kept, "nothing was measured twice"
     assert len({r.run_id for r in records(output) if isinstance(r, Header)}) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the worker in /proc")
+def test_training_that_is_killed_goes_on_with_the_same_numbers(
+    start: Callable[..., subprocess.Popen[str]],
+    quick_command: Callable[..., tuple[int, str, str]],
+    one_thread: None,
+    tiny: list[str],
+    points: Callable[..., list[Point]],
+    tmp_path: Path,
+) -> None:
+    kept = [override for override in tiny if not override.startswith("train.num_steps")]
+    arguments = [*kept, "task=[]", "train.num_steps=60", "train.checkpoint_interval_s=0"]
+    process = start(*arguments, f"output={tmp_path / 'cut'}")
+    wait_for(lambda: bool(list(tmp_path.glob("cut/checkpoints/*.training"))), "a saved state")
+    process.kill()
+    process.communicate(timeout=30)
+    wait_for(lambda: not workers_of(tmp_path), "the worker's end")
+    (saved,) = tmp_path.glob("cut/checkpoints/*.training")
+    with safe_open(saved, "pt") as file:
+        assert 0 < int(file.metadata()["next_step"]) < 60
+    for name in ("cut", "whole"):
+        assert quick_command(*arguments, f"output={tmp_path / name}")[0] == 0
+    (cut,), (whole,) = (points(tmp_path / name, task="train") for name in ("cut", "whole"))
+    assert cut.samples == whole.samples and cut.samples["step"] == list(range(60))
+    assert not saved.exists(), "the state of a finished training is of no use"

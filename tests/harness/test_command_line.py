@@ -1,0 +1,103 @@
+"""Hydra from end to end: sweeps, help, experiments and searches as Hydra's users expect them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.record import Point
+
+Command = Callable[..., tuple[int, str, str]]
+Points = Callable[..., list[Point]]
+
+
+def test_a_sweep_of_the_users_own(
+    quick_command: Command, tiny: list[str], points: Points, tmp_path: Path
+) -> None:
+    arguments = ["-m", "arch=transformer,recurrent", "seed=0,1", *tiny, "task=[]", f"output={tmp_path}"]
+    code, out, err = quick_command(*arguments)
+    assert code == 0, err
+    trained = {(p.arch, p.seed) for p in points(tmp_path, task="train", status="ok")}
+    assert trained == {(arch, seed) for arch in ("transformer", "recurrent") for seed in (0, 1)}
+    assert "4 jobs, results in" in err and "4/4 jobs done" in err
+    assert out.count("Report: ") == 1
+    losses = [p.metrics["final_validation_loss_nats"] for p in points(tmp_path, task="train")]
+    assert len(set(losses)) == 4, "a seed is another run"
+
+
+def test_a_wrong_name_in_a_sweep_ends_it_before_the_first_job(
+    quick_command: Command, tiny: list[str], tmp_path: Path
+) -> None:
+    code, _, err = quick_command("-m", "arch=transformer,foo", *tiny, f"output={tmp_path}")
+    assert code == 2 and "error: Unknown arch: 'foo'." in err
+    assert not (tmp_path / "records").exists()
+
+
+def test_the_configuration_can_be_printed(command: Command) -> None:
+    code, out, err = command("arch=mamba", "size=small", "--cfg", "job")
+    assert code == 0 and err == ""
+    config = yaml.safe_load(out)
+    assert config["arch"]["name"] == "mamba" and config["size"]["name"] == "small"
+
+
+def test_help_names_the_groups(command: Command) -> None:
+    code, out, _ = command("--help")
+    assert code == 0
+    for words in ("arch: ", "ttt_linear", "experiment: ", "task: ", "size: nano, small, tiny"):
+        assert words in out
+
+
+def test_the_experiment_for_a_gpu_runs_on_a_cpu(
+    quick_command: Command, tiny: list[str], tiny_tasks: list[str], points: Points, tmp_path: Path
+) -> None:
+    """The same configuration, bfloat16 included, with little of everything."""
+    names = ["mamba", "transformer_squared"]
+    small = ["arch.expert_training.reinforce.num_steps=1"]
+    for arch in names:
+        arguments = ["experiment=gpu_small", "hydra.mode=RUN", f"arch={arch}", *tiny, *tiny_tasks]
+        arguments += small if arch == "transformer_squared" else []
+        code, _, err = quick_command(*arguments, f"output={tmp_path}")
+        assert code == 0, err
+    code, _, err = quick_command(
+        *["experiment=gpu_small", "hydra.mode=RUN", "arch=[]", f"interleave=[{','.join(names)}]"],
+        *[*tiny, *tiny_tasks, "tasks.latency.batch_sizes=[1,2]", f"output={tmp_path}"],
+    )
+    assert code == 0, err
+    found = points(tmp_path)
+    assert {p.status for p in found} == {"ok"}
+    for arch in names:
+        tasks = [p.task for p in found if p.arch == arch]
+        assert {task: tasks.count(task) for task in tasks} == {
+            "train": 1,
+            "cost": 1,
+            "perplexity": 1,
+            "needle": 2,
+            "latency": 8,
+        }
+    for point in points(tmp_path, task="train"):
+        assert point.details["dtype"] == "bfloat16"
+    (dispatched,) = {
+        p.metrics.get("dispatch_ms") is not None
+        for p in points(tmp_path, arch="transformer_squared", task="latency")
+        if p.cell["phase"] == "prefill"
+    }
+    assert dispatched
+
+
+def test_a_search_trains_at_every_rate_and_keeps_the_best(
+    quick_command: Command, tiny: list[str], points: Points, tmp_path: Path
+) -> None:
+    rates = [1e-4, 1e-2, 1e6]
+    arguments = [*tiny, "task=[]", "train.search=true", f"train.search_grid={rates}", f"output={tmp_path}"]
+    code, _, err = quick_command(*arguments)
+    assert code == 0, err
+    searched = {p.cell["learning_rate"]: p for p in points(tmp_path, task="learning_rate_search")}
+    assert sorted(searched) == rates
+    losses = {r: p.metrics["validation_loss_nats"] for r, p in searched.items() if p.status == "ok"}
+    (train,) = points(tmp_path, task="train")
+    best = min(losses, key=lambda rate: losses[rate])
+    assert train.metrics["learning_rate"] == best
+    assert train.metrics["final_validation_loss_nats"] == pytest.approx(losses[best], abs=1e-12)

@@ -1,0 +1,91 @@
+"""How time, memory and the machine are measured."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import environment
+from harness.measure import PeakMemory, is_out_of_memory, outcome, percentile, time_call_ms
+
+CPU = torch.device("cpu")
+
+
+def test_a_call_is_timed_in_milliseconds() -> None:
+    assert 30 <= time_call_ms(lambda: time.sleep(0.03), CPU) < 3000
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(0.0, 1.0), (0.5, 2.5), (1.0, 4.0), (0.1, 1.3), (0.25, 1.75)]
+)
+def test_percentiles_interpolate(fraction: float, expected: float) -> None:
+    assert percentile([4.0, 1.0, 3.0, 2.0], fraction) == pytest.approx(expected)
+    assert percentile([7.0], fraction) == 7.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone tells")
+def test_peak_memory_is_what_the_block_needed_at_most() -> None:
+    size = 64 << 20
+    with PeakMemory(CPU) as memory:
+        torch.ones(size, dtype=torch.uint8)  # freed at once
+    if memory.bytes is None:
+        pytest.skip("/proc/self/clear_refs cannot be written here")
+    assert 0.9 * size < memory.bytes < 2 * size
+    with PeakMemory(CPU) as memory:
+        pass
+    assert memory.bytes is not None and memory.bytes < size / 4
+
+
+def test_a_lack_of_memory_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.cuda.OutOfMemoryError("x"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "oom"),
+        (NotImplementedError("no such length"), "unsupported"),
+        (RuntimeError("shapes do not match"), "crashed"),
+        (ZeroDivisionError(), "crashed"),
+    ],
+)
+def test_an_exception_becomes_a_status_and_a_reason(error: Exception, status: str) -> None:
+    found, reason = outcome(error)
+    assert found == status and reason.startswith(type(error).__name__) and "\n" not in reason
+
+
+def test_the_environment_is_plain_data_about_this_machine() -> None:
+    found = environment.describe(CPU)
+    assert found["device"] == "cpu" and found["torch"] == torch.__version__
+    assert found["num_cpus"] >= 1 and found["memory_bytes"] > 1 << 28
+    assert found["gpu_name"] is None and found["packages"]["hydra-core"].startswith("1.3")
+
+
+def test_the_commit_comes_from_git_or_from_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LONGARCH_GIT_COMMIT", raising=False)
+    monkeypatch.setattr(environment, "REPOSITORY", tmp_path)
+    assert environment.git_commit() == (None, None), "no .git"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "file").write_text("one")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
+    commit, is_dirty = environment.git_commit()
+    assert commit is not None and len(commit) == 40 and is_dirty is False
+    (tmp_path / "file").write_text("two")
+    assert environment.git_commit() == (commit, True)
+    monkeypatch.setenv("LONGARCH_GIT_COMMIT", "abc")
+    assert environment.git_commit() == ("abc", False)
+    monkeypatch.setenv("LONGARCH_GIT_COMMIT", "abc-dirty")
+    assert environment.git_commit() == ("abc", True)
