@@ -28,9 +28,12 @@ def one_thread() -> Iterator[None]:
 PLUGIN_CONF = str(Path(__file__).resolve().parent / "plugin" / "conf")
 
 
-def wait_for(condition: Callable[[], bool], what: str) -> None:
+def wait_for(condition: Callable[[], bool], what: str, process: subprocess.Popen[str] | None = None) -> None:
+    """Waits, but not for a process that has ended."""
     deadline = time.monotonic() + 90
     while not condition():
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"ended before {what}: {process.communicate()[1]}")
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.05)
 
@@ -62,7 +65,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     arguments = [f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}"]
     arguments += ["task=[faults]", "tasks.faults.faults=[none-1,none-2,sleep]", f"tasks.faults.log={log}"]
     process = start(*arguments)
-    wait_for(lambda: log.exists() and "sleep" in log.read_text(), "the last cell")
+    wait_for(lambda: log.exists() and "sleep" in log.read_text(), "the last cell", process)
     if sign is signal.SIGINT:
         os.killpg(process.pid, sign)  # as a terminal does: parent and worker both get it
     else:
@@ -78,7 +81,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     if sign is signal.SIGINT:
         return
     second = start(*arguments)
-    wait_for(lambda: log.read_text().count("sleep") == 2, "the last cell again")
+    wait_for(lambda: log.read_text().count("sleep") == 2, "the last cell again", second)
     second.kill()
     second.communicate(timeout=30)
     wait_for(lambda: not workers_of(output), "the worker's end")
@@ -99,7 +102,7 @@ def test_training_that_is_killed_goes_on_with_the_same_numbers(
     kept = [override for override in tiny if not override.startswith("train.num_steps")]
     arguments = [*kept, "task=[]", "train.num_steps=60", "train.checkpoint_interval_s=0"]
     process = start(*arguments, f"output={tmp_path / 'cut'}")
-    wait_for(lambda: bool(list(tmp_path.glob("cut/checkpoints/*.training"))), "a saved state")
+    wait_for(lambda: bool(list(tmp_path.glob("cut/checkpoints/*.training"))), "a saved state", process)
     process.kill()
     process.communicate(timeout=30)
     wait_for(lambda: not workers_of(tmp_path), "the worker's end")
