@@ -1,13 +1,13 @@
 """The needle format: a short key and a number, hidden in real text and asked for at the end.
 
     ...text of one document...
-    #qv=4821
+    #q=4821
     ...text of the same document...
-    #qv=
+    #q=
 
-The key is short and stands directly before its value, so that a convolution of width four sees all
-of it; the line is short, so that a short training sequence holds several. The same format is used to
-train and to evaluate.
+The key is one letter and stands directly before its value, so that a convolution of width four sees
+it beside the first three digits; the line is short, so that a short training sequence holds several.
+The same format is used to train and to evaluate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tasks.data.corpus import Split
 from tasks.data.sampling import DocumentSampler
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-KEY_LETTERS, VALUE_DIGITS = 2, 4
+VALUE_DIGITS = 4
 
 #: Where depths are drawn for training, the uniform range reaches this far past either end of the text.
 END_SHARE = 0.25
@@ -46,16 +46,27 @@ class Needles(NamedTuple):
 class NeedleMaker:
     """Draws contexts from a split's documents.
 
-    num_needles: lines hidden in a context, all with different keys. num_queries: how many of them
-    are asked for, one after another; the first is the one hidden at the depth that was asked.
-    Raises ValueError where num_queries is not between 1 and num_needles.
+    num_needles: lines hidden in a context, all with different keys. num_queries: asked one after
+    another; the first is for the needle at the depth that was asked, each other for any needle, the
+    last one asked included (asked once each, they would teach that the latest number is never meant),
+    so there may be more queries than needles.
+    min_needles: where it is given, a context holds any number of needles from it to num_needles;
+    contexts of one needle, which need no key, are learned first and lead to the others.
+    Raises ValueError where a number is not positive, num_needles is more than there are letters or
+    min_needles is more than num_needles.
     """
 
-    def __init__(self, *, split: Split, num_needles: int = 4, num_queries: int = 1) -> None:
-        if num_needles < 1:
-            raise ValueError(f"num_needles={num_needles} must be positive.")
-        if not 1 <= num_queries <= num_needles:
-            raise ValueError(f"num_queries={num_queries} must lie between 1 and num_needles={num_needles}.")
+    def __init__(
+        self, *, split: Split, num_needles: int = 4, num_queries: int = 1, min_needles: int | None = None
+    ) -> None:
+        for name, value in (("num_needles", num_needles), ("num_queries", num_queries)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be positive.")
+        self.min_needles = num_needles if min_needles is None else min_needles
+        if num_needles > len(LETTERS):
+            raise ValueError(f"num_needles={num_needles} must be at most {len(LETTERS)}, one a letter.")
+        if not 1 <= self.min_needles <= num_needles:
+            raise ValueError(f"min_needles={min_needles} must lie between 1 and num_needles={num_needles}.")
         self.split, self.num_needles, self.num_queries = split, num_needles, num_queries
         self._tokenizer = split.tokenizer
         self._newline = self._encode("\n")
@@ -69,33 +80,40 @@ class NeedleMaker:
         return len(self._values)
 
     def check(self, context_tokens: int) -> None:
-        """Raises ValueError where no context of this length can be made."""
-        self._sampler(context_tokens)
-        self.draw(context_tokens, np.random.default_rng(0))
+        """Raises ValueError where not every context of this length can be made."""
+        self._draw(context_tokens, self.num_needles, np.random.default_rng(0), None)
 
     def draw(self, context_tokens: int, rng: np.random.Generator, depth: float | None = None) -> Needles:
         """A context of exactly context_tokens tokens, answers included.
 
         depth: of the needle asked first, 0 the beginning of the text and 1 its end; the others' are
         uniform. By default all are drawn, with a share for either end. A needle stands at the last
-        line end before its depth.
+        line end before its depth, at depth 1 after the text, which may end within a line.
         Raises ValueError where the needles leave no room or no document is long enough."""
-        values = self._values[rng.integers(len(self._values), size=self.num_needles)]
-        prefixes = [self._encode(f"\n#{key}=") for key in self._keys(rng)]
+        num_needles = int(rng.integers(self.min_needles, self.num_needles + 1))
+        return self._draw(context_tokens, num_needles, rng, depth)
+
+    def _draw(
+        self, context_tokens: int, num_needles: int, rng: np.random.Generator, depth: float | None
+    ) -> Needles:
+        values = self._values[rng.integers(len(self._values), size=num_needles)]
+        keys = rng.choice(list(LETTERS), size=num_needles, replace=False)
+        prefixes = [self._encode(f"#{key}=") for key in keys]
         lines = [
             np.concatenate([prefix, value, self._newline])
             for prefix, value in zip(prefixes, values, strict=True)
         ]
-        tail = lines[: self.num_queries]
+        asked = [0, *rng.integers(num_needles, size=self.num_queries - 1).tolist()]
+        tail = [lines[index] for index in asked]
         num_tail = sum(len(line) for line in tail) - len(self._newline)
         num_text = context_tokens - num_tail - sum(len(line) for line in lines)
         if num_text < 1:
             raise ValueError(
-                f"context_tokens={context_tokens} leaves no room for text beside {self.num_needles} needles "
+                f"context_tokens={context_tokens} leaves no room for text beside {num_needles} needles "
                 f"and {self.num_queries} queries; use at least {context_tokens - num_text + 1}."
             )
         text = self._text(context_tokens, num_text, rng)
-        depths = rng.random(self.num_needles)
+        depths = rng.random(num_needles)
         if depth is None:
             # The ends are drawn often enough to be learned: a needle just before its query, or at the
             # very beginning, is otherwise almost never seen, and models fail there.
@@ -117,11 +135,12 @@ class NeedleMaker:
         pieces.append(text[previous:])
         length += num_text - previous
         query_spans, answer_spans = [], []
-        for prefix, line in zip(prefixes, tail, strict=False):
-            pieces.append(line)
-            query_spans.append((length, length + len(prefix)))
-            answer_spans.append((length + len(prefix), length + len(prefix) + self.answer_tokens))
-            length += len(line)
+        for index in asked:
+            start = length + len(prefixes[index])
+            pieces.append(lines[index])
+            query_spans.append((length, start))
+            answer_spans.append((start, start + self.answer_tokens))
+            length += len(lines[index])
         tokens = np.concatenate(pieces)[:context_tokens]
         return Needles(tokens, needle_spans, query_spans, answer_spans, depth_tokens)
 
@@ -135,12 +154,6 @@ class NeedleMaker:
         lengths = np.array([len(tokens) for tokens in encoded])
         commonest = np.bincount(lengths).argmax()
         return np.stack([tokens for tokens in encoded if len(tokens) == commonest])
-
-    def _keys(self, rng: np.random.Generator) -> list[str]:
-        keys: dict[str, None] = {}
-        while len(keys) < self.num_needles:
-            keys["".join(LETTERS[i] for i in rng.integers(len(LETTERS), size=KEY_LETTERS))] = None
-        return list(keys)
 
     def _sampler(self, context_tokens: int) -> DocumentSampler:
         if context_tokens not in self._samplers:

@@ -50,7 +50,7 @@ class TrainingStream:
                         the stage has its own; the last reaches 1. Short stages of needles alone teach
                         recall in the fewest steps.
     needle_fraction:    share of the rows that are needle contexts.
-    num_needles, num_queries: see NeedleMaker; several queries a context make the signal denser.
+    num_needles, num_queries, min_needles: see NeedleMaker; several queries a context make the signal denser.
     answer_weight:      weight of an answer's tokens in the loss; corpus text has 1.
     text_weight:        weight of the text around the needles. The needles' lines and the queries,
                         which are drawn at random, have 0.
@@ -71,6 +71,7 @@ class TrainingStream:
         needle_fraction: float = 0.5,
         num_needles: int = 4,
         num_queries: int = 4,
+        min_needles: int | None = None,
         answer_weight: float = 8.0,
         text_weight: float = 1.0,
         is_domain_balanced: bool = True,
@@ -94,7 +95,9 @@ class TrainingStream:
         self.stages = _stages(curriculum, needle_fraction)
         self._documents = DocumentSampler(corpus.train, is_domain_balanced=is_domain_balanced)
         self._validation_documents = DocumentSampler(corpus.validation, is_domain_balanced=is_domain_balanced)
-        self._needles = NeedleMaker(split=corpus.train, num_needles=num_needles, num_queries=num_queries)
+        self._needles = NeedleMaker(
+            split=corpus.train, num_needles=num_needles, num_queries=num_queries, min_needles=min_needles
+        )
         for stage in self.stages:
             if stage.needle_fraction:
                 self._needles.check(stage.sequence_tokens + 1)

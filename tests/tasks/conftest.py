@@ -108,9 +108,9 @@ class CopyModel(ReaderModel):
     def logits_after(self, seen: list[int]) -> Tensor:
         logits = torch.zeros(self.vocab_size)
         text = bytes(token for token in seen if token < 256)
-        asked = re.search(rb"\n#([a-z]{2}=)(\d{0,3})$", text)
+        asked = re.search(rb"#([a-z]=)(\d{0,3})$", text)
         if asked:
-            found = re.search(b"\n#" + re.escape(asked[1]) + rb"(\d{4})\n", text)
+            found = re.search(b"#" + re.escape(asked[1]) + rb"(\d{4})\n", text)
             assert found is not None
             logits[found[1][len(asked[2])]] = self.certainty
         return logits

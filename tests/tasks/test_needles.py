@@ -10,7 +10,7 @@ import pytest
 from tasks.data.corpus import Corpus
 from tasks.data.needles import NeedleMaker, Needles
 
-NEEDLE = re.compile(rb"\n#([a-z]{2})=(\d{4})\n")
+NEEDLE = re.compile(rb"#([a-z])=(\d{4})\n")
 
 
 def draw(
@@ -21,7 +21,7 @@ def draw(
 
 
 @pytest.mark.parametrize("context_tokens", [127, 128, 129, 1000, 4096])
-@pytest.mark.parametrize(("num_needles", "num_queries"), [(1, 1), (4, 1), (3, 3)])
+@pytest.mark.parametrize(("num_needles", "num_queries"), [(1, 1), (4, 1), (3, 3), (2, 5)])
 def test_a_context_has_the_exact_length_and_ends_with_the_answer(
     corpus: Corpus, context_tokens: int, num_needles: int, num_queries: int
 ) -> None:
@@ -46,10 +46,44 @@ def test_each_answer_is_the_number_beside_the_key_that_is_asked_for(corpus: Corp
             hidden[match[1]] = match[2]
         assert len(hidden) == 5
         for query, answer in zip(needles.query_spans, needles.answer_spans, strict=True):
-            asked = re.fullmatch(rb"\n#([a-z]{2})=", text[slice(*query)])
+            asked = re.fullmatch(rb"#([a-z])=", text[slice(*query)])
             assert asked is not None and hidden[asked[1]] == text[slice(*answer)]
         first_asked = NEEDLE.match(text, needles.depth_tokens)
-        assert first_asked is not None and first_asked[1] == text[slice(*needles.query_spans[0])][-3:-1]
+        assert first_asked is not None and first_asked[1] == text[slice(*needles.query_spans[0])][-2:-1]
+
+
+def test_any_number_of_needles_from_the_least_on_occurs(corpus: Corpus) -> None:
+    for settings, expected in (({"min_needles": 1}, {1, 2, 3}), ({"min_needles": 2}, {2, 3}), ({}, {3})):
+        maker = NeedleMaker(split=corpus.test, num_needles=3, **settings)
+        numbers = []
+        for seed in range(60):
+            needles = maker.draw(200, np.random.default_rng(seed))
+            text = corpus.tokenizer.decode(needles.tokens)
+            assert len(text) == 200 and len(NEEDLE.findall(text)) == len(needles.needle_spans)
+            numbers.append(len(needles.needle_spans))
+        assert set(numbers) == expected
+        assert all(numbers.count(number) >= 10 for number in expected)
+
+
+def test_a_later_query_is_for_any_needle_the_first_one_included(corpus: Corpus) -> None:
+    """The keys of later queries are drawn afresh each time, so that some repeat."""
+    maker = NeedleMaker(split=corpus.test, num_needles=4, num_queries=2)
+    ranks = []
+    for seed in range(200):
+        needles = maker.draw(400, np.random.default_rng(seed), 0.0)
+        text = corpus.tokenizer.decode(needles.tokens)
+        keys = [text[start:stop] for start, stop in needles.query_spans]
+        lines = [text[start:stop] for start, stop in needles.needle_spans]
+        assert lines[0].startswith(keys[0])
+        ranks.append([line[:3] for line in lines].index(keys[1]))
+    assert all(25 <= ranks.count(rank) <= 75 for rank in range(4))
+
+
+def test_there_may_be_more_queries_than_needles(corpus: Corpus) -> None:
+    needles = draw(corpus, 300, num_needles=1, num_queries=3)
+    text = corpus.tokenizer.decode(needles.tokens)
+    (needle,) = (text[start:stop] for start, stop in needles.needle_spans)
+    assert text.count(needle[:-1]) == 1 + 3
 
 
 def test_the_text_around_the_needles_is_consecutive_text_of_one_document(corpus: Corpus) -> None:
@@ -70,7 +104,7 @@ def test_depths_walk_back_to_a_line_end(corpus: Corpus) -> None:
             needles = maker.draw(2000, np.random.default_rng(seed), depth)
             text = corpus.tokenizer.decode(needles.tokens)
             length = len(NEEDLE.search(text)[0])
-            num_text = 2000 - length - len("\n#ab=") - 4
+            num_text = 2000 - length - len("#a=") - 4
             wanted = round(depth * num_text)
             achieved = needles.depth_tokens
             if depth == 0.0:
@@ -92,7 +126,7 @@ def test_depth_counts_the_needles_that_stand_before(corpus: Corpus) -> None:
 
 def test_drawn_depths_reach_both_ends_of_the_text(corpus: Corpus) -> None:
     maker = NeedleMaker(split=corpus.test, num_needles=1)
-    num_text = 600 - len("\n#ab=1234\n") - len("\n#ab=1234")
+    num_text = 600 - len("#a=1234\n") - len("#a=1234")
     drawn = [maker.draw(600, np.random.default_rng(seed)).depth_tokens for seed in range(300)]
     assert 20 <= drawn.count(num_text) <= 80 and 20 <= drawn.count(0) <= 100
     assert len(set(drawn)) > 100
@@ -105,11 +139,19 @@ def test_examples_are_a_function_of_the_generator(corpus: Corpus) -> None:
 
 
 def test_a_context_without_room_for_the_needles_names_the_least(corpus: Corpus) -> None:
-    with pytest.raises(ValueError, match=r"context_tokens=40 leaves no room .* use at least 50\.$"):
-        draw(corpus, 40, num_needles=4)
-    assert len(draw(corpus, 50, num_needles=4).tokens) == 50
-    with pytest.raises(ValueError, match=r"use at least 50\.$"):
-        draw(corpus, 49, num_needles=4)
+    with pytest.raises(ValueError, match=r"context_tokens=30 leaves no room .* use at least 40\.$"):
+        draw(corpus, 30, num_needles=4)
+    assert len(draw(corpus, 40, num_needles=4).tokens) == 40
+    with pytest.raises(ValueError, match=r"use at least 40\.$"):
+        draw(corpus, 39, num_needles=4)
+
+
+def test_a_length_is_checked_for_the_most_needles_that_may_be_drawn(corpus: Corpus) -> None:
+    maker = NeedleMaker(split=corpus.test, num_needles=20, min_needles=1)
+    least = 20 * len("#a=1234\n") + len("#a=1234") + 1
+    maker.check(least)
+    with pytest.raises(ValueError, match=rf"beside 20 needles and 1 queries; use at least {least}\.$"):
+        maker.check(least - 1)
 
 
 def test_a_context_longer_than_every_document_names_the_longest(corpus: Corpus) -> None:
@@ -120,7 +162,18 @@ def test_a_context_longer_than_every_document_names_the_longest(corpus: Corpus) 
         draw(corpus, 100_000)
 
 
-@pytest.mark.parametrize(("num_needles", "num_queries"), [(0, 1), (2, 3), (2, 0)])
+@pytest.mark.parametrize(("num_needles", "num_queries"), [(0, 1), (2, 0), (2, -1)])
 def test_counts_that_make_no_sense_are_refused(corpus: Corpus, num_needles: int, num_queries: int) -> None:
     with pytest.raises(ValueError, match=r"num_(needles|queries)="):
         NeedleMaker(split=corpus.test, num_needles=num_needles, num_queries=num_queries)
+
+
+@pytest.mark.parametrize("min_needles", [0, -1, 4])
+def test_a_least_number_that_makes_no_sense_is_refused(corpus: Corpus, min_needles: int) -> None:
+    with pytest.raises(ValueError, match=f"min_needles={min_needles} must lie between 1 and num_needles=3"):
+        NeedleMaker(split=corpus.test, num_needles=3, min_needles=min_needles)
+
+
+def test_more_needles_than_letters_are_refused(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="num_needles=27 must be at most 26, one a letter"):
+        NeedleMaker(split=corpus.test, num_needles=27)
