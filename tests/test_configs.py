@@ -75,6 +75,8 @@ def test_parameters_are_matched(arch: str, size: str) -> None:
         model_config = config["reference"]["model"]  # itself, or Transformer² with its own base
     else:
         assert mismatch is not None and abs(mismatch) <= MATCH_TOLERANCE
+        if config["arch"]["match"]["key"] == "d_ff":
+            assert model_config["d_ff"] >= 8, "too little is left for the feed-forward"
     assert build_model(model_config, "meta").num_parameters == pytest.approx(reference, rel=MATCH_TOLERANCE)
 
 
