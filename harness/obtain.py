@@ -169,6 +169,7 @@ def _train_point(job: Job, model: SequenceModel, history: History, rate: float) 
             "final_validation_loss_nats": loss,
             "final_validation_bits_per_byte": loss / math.log(2) / job.corpus.validation.bytes_per_token,
             "learning_rate": rate,
+            "num_skipped_steps": len(history.skipped_steps),
         },
         "samples": {
             "step": history.steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +129,13 @@ def _measure_tasks(job: Job, model: SequenceModel, tasks: list[Task]) -> None:
         except Exception as error:  # whatever it was, the other cells are worth having
             status, reason = outcome(error)
             job.logbook.write(*job.identity, task.name, cell, status=status, reason=reason)
+            continue
+        broken = [
+            n for n, value in measured.metrics.items() if value is not None and not math.isfinite(value)
+        ]
+        if broken:
+            reason = f"the model's outputs are not finite: no number for {', '.join(broken)}"
+            job.logbook.write(*job.identity, task.name, cell, status="diverged", reason=reason)
             continue
         job.logbook.write(
             *job.identity,

@@ -47,6 +47,8 @@ class Training:
     warmup_fraction:      of the steps, linear from 0.
     betas, weight_decay, gradient_clip: of AdamW; matrices alone decay.
     validation_interval_steps: between validation losses; the last step always validates.
+    max_skipped_steps:    a step whose loss or gradient is not finite changes nothing and is counted;
+                          one more than these is a divergence.
     checkpoint_interval_s: between saves of the training state, from which a cut run continues.
     """
 
@@ -58,6 +60,7 @@ class Training:
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
     validation_interval_steps: int = 100
+    max_skipped_steps: int = 10
     checkpoint_interval_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -84,6 +87,7 @@ class History:
     losses_nats: list[float] = field(default_factory=list)
     validation_steps: list[int] = field(default_factory=list)
     validation_losses_nats: list[float] = field(default_factory=list)
+    skipped_steps: list[int] = field(default_factory=list)
     trained_tokens: int = 0
     train_seconds: float = 0.0
 
@@ -101,7 +105,7 @@ def train(
     """Trains in place and returns the history. Continues from `state_path` if it is there.
 
     A ProgressListener is told the share of the outer warm-up that is over. train_seconds counts steps, not
-    validation. Raises Diverged where the loss is not finite.
+    validation. Raises Diverged where the loss or gradient is too often not finite.
     """
     optimizer = make_optimizer(model, settings)
     history, first_step = History(), 0
@@ -122,11 +126,17 @@ def train(
             loss = model.loss(tokens, targets, weights)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        optimizer.step()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip).item()
         value = loss.item()
-        if not (math.isfinite(value) and math.isfinite(norm.item())):
-            raise Diverged(f"loss {value} and gradient norm {norm.item()} at step {step}")
+        if math.isfinite(value) and math.isfinite(norm):
+            optimizer.step()
+        else:
+            history.skipped_steps.append(step)
+            if len(history.skipped_steps) > settings.max_skipped_steps:
+                raise Diverged(
+                    f"loss {value} and gradient norm {norm} at step {step}, "
+                    f"after {settings.max_skipped_steps} skipped steps"
+                )
         history.train_seconds += time.perf_counter() - started
         history.trained_tokens += tokens.numel()
         history.steps.append(step)
