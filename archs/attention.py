@@ -44,9 +44,7 @@ class Attention(Mixer):
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_heads < 1 or d_model % num_heads or (d_model // num_heads) % 2:
-            raise ValueError(
-                f"num_heads={num_heads} must divide d_model={d_model} into heads of even width"
-            )
+            raise ValueError(f"num_heads={num_heads} must divide d_model={d_model} into heads of even width")
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
@@ -58,9 +56,7 @@ class Attention(Mixer):
         self.v_proj = nn.Linear(d_model, self.kv_width, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
         widths = (d_model, self.kv_width, self.kv_width) if conv_width else ()
-        self.convs = nn.ModuleList(
-            CausalConvolution(d_model=width, width=conv_width) for width in widths
-        )
+        self.convs = nn.ModuleList(CausalConvolution(d_model=width, width=conv_width) for width in widths)
 
     def _project(self, x: Tensor) -> list[Tensor]:
         return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
@@ -94,14 +90,11 @@ class Attention(Mixer):
         qkv = self._project(x)
         if self.convs:  # the tails are updated in place
             qkv = [
-                conv.prefill(t, tail)[0]
-                for conv, t, tail in zip(self.convs, qkv, state.tails, strict=True)
+                conv.prefill(t, tail)[0] for conv, t, tail in zip(self.convs, qkv, state.tails, strict=True)
             ]
         q, k, v = self._heads(qkv, first)
         state.keys[:, first:stop], state.values[:, first:stop] = k, v
-        y = attention(
-            q, state.keys[:, :stop], state.values[:, :stop], implementation=self.implementation
-        )
+        y = attention(q, state.keys[:, :stop], state.values[:, :stop], implementation=self.implementation)
         return self.o_proj(y.flatten(2)), state._replace(num_tokens=stop)
 
     def decode(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:

@@ -129,6 +129,11 @@ class SequenceModel(nn.Module, ABC):
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
         """As `Mixer.flops`, for the whole model; one position's logits in either phase."""
 
+    @property
+    def num_parameters(self) -> int:
+        """Learned numbers, each shared one once."""
+        return sum(p.numel() for p in self.parameters())
+
     def dispatch(self, prompt: Tensor, state: State) -> State:
         """Reads the whole prompt (B, T) and fixes the expert mixture in an empty `state`.
         The identity unless `is_adaptive`."""
@@ -145,12 +150,14 @@ class SequenceModel(nn.Module, ABC):
 def resolve_implementations(model: nn.Module, device: torch.device) -> dict[str, str]:
     """Fixes, once, the implementation of every operation in `model`: `auto` becomes a name.
 
+    A module that calls one, a Mixer or a part of it, has `operation` and `implementation` (see Mixer).
     Returns operation -> name. Raises ImplementationUnavailable with one sentence."""
     names = {}
     for module in model.modules():
-        if isinstance(module, Mixer) and module.operation is not None:
-            module.implementation = module.operation.resolve(module.implementation, device)
-            names[module.operation.name] = module.implementation
+        operation = getattr(module, "operation", None)
+        if isinstance(operation, Operation):
+            module.implementation = operation.resolve(module.implementation, device)
+            names[operation.name] = module.implementation
     return names
 
 

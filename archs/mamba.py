@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
 from archs.layers import CausalConvolution
+from archs.ops.selective_scan import OPERATION as SELECTIVE_SCAN
 from archs.ops.selective_scan import selective_scan, selective_step
+from archs.ops.ssd import OPERATION as SSD
 from archs.ops.ssd import ssd, ssd_step
 
 # The step size at the start of training (arXiv 2312.00752, section 3.6), before any input is seen.
@@ -59,6 +61,8 @@ class Mamba(Mixer):
     implementation: of archs.ops.selective_scan.
     Raises ValueError where a size is not positive.
     """
+
+    operation = SELECTIVE_SCAN
 
     def __init__(
         self,
@@ -155,6 +159,8 @@ class Mamba2(Mixer):
     Raises ValueError where a size is not positive, head_width or num_heads does not divide
     expand * d_model, or num_groups does not divide the heads.
     """
+
+    operation = SSD
 
     def __init__(
         self,

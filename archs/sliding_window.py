@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, rotary
-from archs.ops.attention import attention
+from archs.ops.attention import OPERATION, attention
 
 
 class SlidingWindowState(NamedTuple):
@@ -35,6 +35,8 @@ class SlidingWindowAttention(Mixer):
     conv_width: 0, or the width of causal convolutions on q, k and v before the rotation.
     Raises ValueError where heads do not divide the width or a size is not positive.
     """
+
+    operation = OPERATION
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
 from archs.layers import CausalConvolution
-from archs.ops.neural_memory import NeuralMemoryState, neural_memory
+from archs.ops.neural_memory import OPERATION, NeuralMemoryState, neural_memory
 
 #: Of the last matrix' starting values, against 1 / sqrt(rows) of the others.
 LAST_START_SCALE = 0.02
@@ -45,6 +45,8 @@ class NeuralMemory(nn.Module):
     use_momentum, use_decay: the paper's ablations (its Table 5); False holds the gate at zero.
     Raises ValueError where a size makes no sense.
     """
+
+    operation = OPERATION
 
     def __init__(
         self,

@@ -10,9 +10,28 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, rotary
-from archs.ops.attention import OPERATION as ATTENTION
 from archs.ops.neural_memory import NeuralMemoryState, read
+from archs.ops.operation import Implementation, Operation
 from archs.titans import MemoryGate, NeuralMemory
+
+#: Two keys a token do not fit the causal rule of archs.ops.attention; the names are the same.
+OPERATION = Operation(
+    name="segment_attention",
+    implementations={
+        "plain": Implementation(target="archs.titans_mac:plain_attention"),
+        "sdpa": Implementation(target="torch.nn.functional:scaled_dot_product_attention"),
+    },
+    auto={"cpu": ["sdpa"], "cuda": ["sdpa"]},
+)
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k' / sqrt(K)) v: (B, H, C, K), (B, H, S, K) twice -> (B, H, C, K), over the keys
+    where mask (C, S) is True, all of them where it is None."""
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1) @ v
 
 
 class MACState(NamedTuple):
@@ -45,7 +64,11 @@ class TitansMAC(Mixer):
     positions (counted from the segment's start) are this project's choice.
 
     segment_tokens: a multiple of chunk_tokens, else ValueError. Memory settings: see NeuralMemory.
+    attention_implementation: "sdpa" or "plain"; no other name of archs.ops.attention runs here, and
+    asking for one raises ImplementationUnavailable.
     """
+
+    operation = OPERATION
 
     def __init__(
         self,
@@ -89,7 +112,7 @@ class TitansMAC(Mixer):
         if num_persistent_tokens < 0:
             raise ValueError(f"num_persistent_tokens={num_persistent_tokens} must not be negative")
         self.segment_tokens, self.num_persistent_tokens = segment_tokens, num_persistent_tokens
-        self.rope_theta, self.attention_implementation = rope_theta, attention_implementation
+        self.rope_theta, self.implementation = rope_theta, attention_implementation
         self.projections = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(3))
         self.convs = nn.ModuleList(
             CausalConvolution(d_model=d_model, width=conv_width) for _ in range(3 if conv_width else 0)
@@ -139,15 +162,8 @@ class TitansMAC(Mixer):
         if q.shape[1] > 1:
             token = torch.arange(keys.shape[1] - self.num_persistent_tokens, device=q.device) // 2
             mask = F.pad(token <= positions[:, None], (self.num_persistent_tokens, 0), value=True)
-        name = ATTENTION.resolve(self.attention_implementation, q.device)
         q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
-        if name == "sdpa":
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        else:
-            scores = q @ keys.mT * self.head_width**-0.5
-            if mask is not None:
-                scores = scores.masked_fill(~mask, float("-inf"))
-            y = scores.softmax(dim=-1) @ values
+        y = OPERATION.function(self.implementation, q.device)(q, keys, values, mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
     def _persistent(self, batch_size: int) -> tuple[Tensor, Tensor]:

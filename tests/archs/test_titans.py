@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from archs.base import Mixer, clone_state, state_bytes
+from archs.base import Mixer, clone_state, resolve_implementations, state_bytes
+from archs.ops.operation import ImplementationUnavailable
 from archs.sliding_window import SlidingWindowAttention
 from archs.titans import TitansLMM
 from archs.titans_mac import TitansMAC
@@ -218,6 +219,31 @@ def test_flops_agree_with_a_counter(name: str, depth: int) -> None:
             mixer.decode(x[:, 44], state)
     flops = mixer.flops(45, "decode")
     assert counter.get_total_flops() == pytest.approx(flops.matmul + flops.attention_square, rel=0.02)
+
+
+def test_mac_attention_names_agree_and_no_other_name_falls_back() -> None:
+    x, expected = random_input(21), None
+    for name, runs in (("plain", "plain"), ("sdpa", "sdpa"), ("auto", "sdpa")):
+        mixer = build("mac", attention_implementation=name)
+        with torch.no_grad():
+            y = mixer(x)
+        expected = y if expected is None else expected
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+        used = resolve_implementations(mixer, x.device)
+        assert used == {"neural_memory": "plain", "segment_attention": runs}
+    for name in ("reference", "flash_attn"):
+        mixer = build("mac", attention_implementation=name)
+        sentence = f"segment_attention has no implementation '{name}'; choose one of auto, plain, sdpa"
+        with pytest.raises(ImplementationUnavailable, match=sentence):
+            resolve_implementations(mixer, x.device)
+        with pytest.raises(ImplementationUnavailable, match=sentence):
+            mixer(x)
+
+
+def test_the_implementations_of_both_parts_are_recorded() -> None:
+    names = dict(memory_implementation="reference", attention_implementation="plain")
+    expected = {"neural_memory": "reference", "attention": "plain"}
+    assert resolve_implementations(build("mag", **names), torch.device("cpu")) == expected
 
 
 def test_attention_pairs_of_mac_follow_the_causal_rule() -> None:
