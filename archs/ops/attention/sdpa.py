@@ -8,13 +8,12 @@ from torch import Tensor
 
 from archs.ops.attention.plain import visible
 
-# A block of queries against a window keeps memory linear in the sequence.
-QUERY_BLOCK_TOKENS = 1024
+# A block of queries against a window keeps memory linear in the sequence. A block of B queries meets
+# B + w - 1 keys, so one longer than the window computes mostly scores that the mask then drops.
+SMALLEST_BLOCK_TOKENS, LARGEST_BLOCK_TOKENS = 64, 1024
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int) -> Tensor:
     """See archs.ops.attention.attention."""
     num_queries, num_keys = q.shape[1], k.shape[1]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -25,9 +24,10 @@ def attention(
             y = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=use_groups)
             return y.transpose(1, 2)
         window_tokens = num_keys
+    block_tokens = min(max(SMALLEST_BLOCK_TOKENS, window_tokens), LARGEST_BLOCK_TOKENS)
     outputs = []
-    for start in range(0, num_queries, QUERY_BLOCK_TOKENS):
-        stop = min(start + QUERY_BLOCK_TOKENS, num_queries)
+    for start in range(0, num_queries, block_tokens):
+        stop = min(start + block_tokens, num_queries)
         last = num_keys - num_queries + stop  # keys [first, last) and the sinks before them
         first = max(num_sink_tokens, last - (stop - start) - window_tokens + 1)
         sinks = min(num_sink_tokens, first)
