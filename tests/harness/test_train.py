@@ -85,8 +85,9 @@ def test_a_resumed_run_ends_with_the_same_weights(arch: str, tmp_path: Path) -> 
 
 def test_training_learns_and_leaves_the_model_ready_to_use() -> None:
     model, source = new_model("transformer"), Source()
-    history = train(model, source, settings(10), device=CPU, dtype=torch.float32)
-    assert history.losses_nats[-1] < history.losses_nats[0] - 0.05
+    history = train(model, source, settings(40), device=CPU, dtype=torch.float32)
+    # On the same tokens each time: a training batch's own loss varies more than 40 steps change it.
+    assert history.validation_losses_nats[-1] < history.validation_losses_nats[0] - 0.05
     assert not model.training and history.train_seconds > 0
 
 
@@ -133,8 +134,8 @@ def test_a_module_hears_how_far_the_warm_up_is() -> None:
 
 def test_bfloat16_trains_under_autocast_with_float32_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     model = new_model("transformer")
-    history = train(model, Source(), settings(5), device=CPU, dtype=torch.bfloat16)
-    assert history.losses_nats[-1] < history.losses_nats[0]
+    history = train(model, Source(), settings(20), device=CPU, dtype=torch.bfloat16)
+    assert history.validation_losses_nats[-1] < history.validation_losses_nats[0] - 0.05
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
