@@ -22,6 +22,9 @@ from archs.singular_values import SingularSwiGLU, keep_sum
 Scale = Literal["paper", "public_code"]
 DispatchRule = Literal["pick", "mix"]
 
+# The expert for documents whose domain has none of its own.
+ANY_DOMAIN = "any"
+
 # The public code's start value before the sigmoid. Any constant gives the base back there.
 PUBLIC_CODE_START = 0.1
 
@@ -155,10 +158,12 @@ class TransformerSquared(SequenceModel):
         return gains
 
     def domain_mixture(self, domain: str, batch_size: int) -> Tensor:
-        """(B, E): the expert of `domain` alone in every row, zeros (the base) where it has none."""
+        """(B, E): in every row the expert of `domain` alone, or the one for any text where there is
+        one, or zeros, the base."""
         mixture = self.experts.new_zeros(batch_size, len(self.domains))
-        if domain in self.domains:
-            mixture[:, self.domains.index(domain)] = 1.0
+        name = domain if domain in self.domains else ANY_DOMAIN
+        if name in self.domains:
+            mixture[:, self.domains.index(name)] = 1.0
         return mixture
 
     # The contract

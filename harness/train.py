@@ -144,7 +144,10 @@ def train(
         is_last = step == settings.num_steps - 1
         if is_last or (step + 1) % settings.validation_interval_steps == 0:
             history.validation_steps.append(step + 1)
-            history.validation_losses_nats.append(validation_loss(model, source, device=device, dtype=dtype))
+            validation = validation_loss(model, source, device=device, dtype=dtype)
+            history.validation_losses_nats.append(validation)
+            if is_last and not math.isfinite(validation):
+                raise Diverged(f"validation loss {validation} after the last step, step {step}")
         on_step(step, value)
         if state_path is not None and time.monotonic() - last_save > settings.checkpoint_interval_s:
             save_training_state(state_path, model, optimizer, step + 1, history)

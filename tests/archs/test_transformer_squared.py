@@ -252,3 +252,9 @@ def test_weights_of_another_shape_are_an_error() -> None:
 def test_wrong_settings_are_errors(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TransformerSquared(**{**SIZES, "domains": DOMAINS, **settings})
+
+
+def test_an_expert_for_any_text_stands_in_for_domains_without_one() -> None:
+    model = TransformerSquared(**SIZES, domains=("any", "needle"))
+    assert model.domain_mixture("prose", 2).tolist() == [[1.0, 0.0]] * 2
+    assert model.domain_mixture("needle", 1).tolist() == [[0.0, 1.0]]

@@ -114,5 +114,5 @@ def test_divergence_is_typed_for_training_and_every_cell(
     statuses = {(p.task, p.status) for p in points(output) if p.task != "cost"}
     assert statuses == {("train", "diverged"), ("faults", "diverged"), ("needle", "diverged")}
     assert len(points(output, status="diverged")) == 1 + 2 + 2
-    assert "step 0" in (points(output, task="train")[0].reason or "")
+    assert "step 3" in (points(output, task="train")[0].reason or "")
     assert not (tmp_path / "log").exists()

@@ -8,9 +8,7 @@ from torch import Tensor
 from archs.ops.operation import ImplementationUnavailable
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int) -> Tensor:
     """See archs.ops.attention.attention. Raises ImplementationUnavailable for float32, and for a
     window with tokens kept outside it, which the package has no call for."""
     from flash_attn import flash_attn_func

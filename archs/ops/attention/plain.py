@@ -23,9 +23,7 @@ def visible(
     return mask
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int) -> Tensor:
     """See archs.ops.attention.attention."""
     num_groups = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(num_groups, dim=2), v.repeat_interleave(num_groups, dim=2)

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int) -> Tensor:
     """See archs.ops.attention.attention."""
     num_queries, num_keys, num_groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(num_groups, dim=2), v.repeat_interleave(num_groups, dim=2)
