@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -86,7 +87,7 @@ class NeuralMemory(nn.Module):
         widths = [self.head_width] + [hidden] * (memory_depth - 1) + [self.head_width]
         self.start = nn.ParameterList(
             torch.randn(num_heads, rows, columns) / math.sqrt(rows)
-            for rows, columns in zip(widths, widths[1:], strict=False)
+            for rows, columns in itertools.pairwise(widths)
         )
         with torch.no_grad():
             self.start[-1].mul_(LAST_START_SCALE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def random_case(
     inputs = [normal(2, num_tokens, 3, 4) for _ in range(3)]
     gates = [normal(2, num_tokens, 3).sigmoid() * scale for scale in (0.5, 0.1, 1.0)]
     widths = [4] + [6] * (depth - 1) + [4]
-    matrices = [normal(3, *pair) / 2 for pair in zip(widths, widths[1:], strict=False)]
+    matrices = [normal(3, *pair) / 2 for pair in itertools.pairwise(widths)]
     tensors = inputs + gates + matrices
     if is_grad:
         tensors = [t.requires_grad_() for t in tensors]
@@ -48,7 +49,7 @@ def random_case(
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_the_goldens(case: str, implementation: str) -> None:
     with safe_open(GOLDENS / case / "case.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in file}
         chunk_tokens = int(file.metadata()["chunk_tokens"])
     inputs = [tensors[name].transpose(1, 2) for name in ("q", "k", "v", "decay", "step_size", "momentum")]
     matrices = [tensors[name] for name in ("w0", "w1") if name in tensors]
