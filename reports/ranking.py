@@ -206,14 +206,15 @@ def cost_map(results: Results, series: Series, name: str) -> dict[float, float]:
 
 
 def _add_differences(results: Results, rows: list[Row], context: float | None) -> list[Row]:
-    """The paired difference to the first row, over the documents and seeds that both have."""
+    """The paired difference to the first row, over the documents and seeds that both have, read from
+    the same data."""
     if not rows or context is None:
         return rows
     first = _documents(results, rows[0].series, context)
     compared = [rows[0]]
     for row in rows[1:]:
         own = _documents(results, row.series, context)
-        seeds = [seed for seed in own if seed in first and own[seed][1] == first[seed][1]]
+        seeds = [seed for seed in own if seed in first and own[seed][1:] == first[seed][1:]]
         difference = None
         if seeds:
             own_nats, first_nats, sizes = (
@@ -227,13 +228,16 @@ def _add_differences(results: Results, rows: list[Row], context: float | None) -
 
 def _documents(
     results: Results, series: Series, context: float
-) -> dict[int, tuple[list[float], list[float]]]:
-    """seed -> (nats, bytes) of each document, where the samples are whole."""
+) -> dict[int, tuple[list[float], list[float], str | None]]:
+    """seed -> (nats, bytes) of each document, where the samples are whole, and the data's hash.
+
+    Documents of equal size need not be equal: the hash tells whether they are."""
+    hashes = {header.run_id: header.data_hash for header in results.headers}
     documents = {}
     for point in results.samples(series, "perplexity"):
         nats, sizes = point.samples.get("document_nll_nats"), point.samples.get("document_bytes")
         if point.cell.get("context_tokens") != context or not nats or not sizes:
             continue
         if len(nats) == len(sizes) and all(is_number(value) for value in [*nats, *sizes]):
-            documents[point.seed] = (list(nats), list(sizes))
+            documents[point.seed] = (list(nats), list(sizes), hashes.get(point.run_id))
     return documents

@@ -31,6 +31,14 @@ def test_bits_per_byte_at_the_longest_context_decides(builder: ModuleType, tmp_p
     assert ranking.rows[1].behind is not None and ranking.rows[1].behind[0] > 0
 
 
+def test_models_are_paired_on_the_same_data_alone(builder: ModuleType, tmp_path: Path) -> None:
+    builder.write_experiment(tmp_path, archs=("mamba", "hybrid"))
+    builder.write_experiment(tmp_path, archs=("transformer",), tag="b", data_hash="other documents")
+    rows = {row.series.arch: row for row in make_ranking(load([tmp_path])).rows}
+    assert rows["hybrid"].behind is not None
+    assert rows["transformer"].numbers["bits_per_byte"] is not None and rows["transformer"].behind is None
+
+
 def test_who_failed_there_comes_last_and_is_named(builder: ModuleType, tmp_path: Path) -> None:
     def change(point: Point) -> Point:
         is_hit = point.task == "perplexity" and point.arch == "mamba" and point.cell["context_tokens"] == 4096
