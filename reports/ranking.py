@@ -217,11 +217,11 @@ def _add_differences(results: Results, rows: list[Row], context: float | None) -
         seeds = [seed for seed in own if seed in first and own[seed][1:] == first[seed][1:]]
         difference = None
         if seeds:
-            own_nats, first_nats, sizes = (
-                [value for seed in seeds for value in source[seed][part]]
-                for source, part in ((own, 0), (first, 0), (first, 1))
+            difference = paired_difference(
+                [nats for seed in seeds for nats in own[seed][0]],
+                [nats for seed in seeds for nats in first[seed][0]],
+                [size for seed in seeds for size in first[seed][1]],
             )
-            difference = paired_difference(own_nats, first_nats, sizes)
         compared.append(replace(row, behind=difference))
     return compared
 
