@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,19 +53,30 @@ class Section:
 
 def render(folders: list[Path], output: Path) -> Path:
     """Reads the folders' records and writes `<output>/index.html` and its PNGs; returns the page.
+    PNGs that an earlier page there links to and this one does not are deleted.
 
     Raises ReportError if there is nothing to report or the output cannot be written."""
     results = load(folders)
     try:
         output.mkdir(parents=True, exist_ok=True)
         page = output / "index.html"
+        earlier = (
+            _linked_figures(page.read_text(encoding="utf-8", errors="replace")) if page.is_file() else set()
+        )
         text = _page(results, output)
         unfinished = output / ".index.html.unfinished"
         unfinished.write_text(text, encoding="utf-8")
         os.replace(unfinished, page)
+        for name in earlier - _linked_figures(text):
+            (output / name).unlink(missing_ok=True)
     except OSError as error:
         raise ReportError(f"the report cannot be written to {output} ({error.strerror})") from error
     return page
+
+
+def _linked_figures(text: str) -> set[str]:
+    """The names of the PNGs that a page links to beside it."""
+    return set(re.findall(r'href="(\w+\.png)"', text))
 
 
 def _page(results: Results, output: Path) -> str:

@@ -239,6 +239,21 @@ def test_memory_that_was_not_seen_is_not_drawn(builder: ModuleType, tmp_path: Pa
     assert ("Peak memory was not recorded" in page.read_text()) == (peak is None)
 
 
+def test_figures_of_an_earlier_report_do_not_stay_beside_a_new_one(
+    builder: ModuleType, tmp_path: Path
+) -> None:
+    output = tmp_path / "report"
+    before = builder.write_experiment(tmp_path / "a", archs=("mamba",), change=_small)
+    render([before], output)
+    (output / "my_own.png").write_bytes(b"x")
+    assert (output / "training_loss.png").is_file()
+    after = builder.write_experiment(
+        tmp_path / "b", archs=("mamba",), change=lambda point: point if point.task == "cost" else None
+    )
+    render([after], output)
+    assert {path.name for path in output.glob("*.png")} == {"flops.png", "predicted_state.png", "my_own.png"}
+
+
 def test_a_run_in_which_everything_failed_has_a_report(builder: ModuleType, tmp_path: Path) -> None:
     folder = builder.write_experiment(
         tmp_path, archs=("mamba", "hybrid"), change=lambda point: builder.failed(point, "crashed", "segfault")
