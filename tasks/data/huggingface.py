@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from tasks.data.sources import Document, Source
@@ -19,8 +20,10 @@ class HuggingFace(Source):
     max_documents: stop after so many; null reads all.
     document_start_pattern: where a row is a paragraph (WikiText), the regular expression that the
     first row of a document matches; rows in between are joined. By default a row is a document.
+    Rows whose text is null are skipped.
 
-    The settings stand for the content in the cache: give a `revision` to pin it. Raises ValueError
+    The settings stand for the content of a set on the hub in the cache: give a `revision` to pin it.
+    Local files are read anew each time. Raises ValueError
     where the package is missing, or the data set, split or column cannot be had.
     """
 
@@ -49,7 +52,7 @@ class HuggingFace(Source):
         }
 
     def settings_key(self) -> dict[str, Any] | None:
-        if self._load_arguments["data_files"] is not None:
+        if self._load_arguments["data_files"] is not None or Path(self.path).exists():
             return None  # local files are cheap to read, and change
         return {
             **{key: value for key, value in self._load_arguments.items() if key != "streaming"},
@@ -65,7 +68,7 @@ class HuggingFace(Source):
             num_documents += 1
             yield Document(f"{self.path}/{self.split}/{index:09d}", domain, text.encode())
         if num_documents == 0:
-            raise ValueError(f"The data set {self.path} has no rows in split {self.split!r}.")
+            raise ValueError(f"The data set {self.path} has no text in split {self.split!r}.")
 
     def _rows(self) -> Iterator[Mapping[str, Any]]:
         try:
@@ -83,13 +86,17 @@ class HuggingFace(Source):
 
     def _one_a_row(self, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         for row in rows:
-            yield self._domain(row), self._column(row, self.text_field)
+            text = self._column(row, self.text_field)
+            if text is not None:
+                yield self._domain(row), text
 
     def _joined(self, rows: Iterator[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
         pattern = re.compile(self.document_start_pattern or "")
         domain, parts = "", list[str]()
         for row in rows:
             text = self._column(row, self.text_field)
+            if text is None:
+                continue
             if pattern.match(text) and parts:
                 yield domain, "".join(parts)
                 parts = []
@@ -99,13 +106,13 @@ class HuggingFace(Source):
             yield domain, "".join(parts)
 
     def _domain(self, row: Mapping[str, Any]) -> str:
-        return self.path if self.domain_field is None else self._column(row, self.domain_field)
+        return self.path if self.domain_field is None else str(self._column(row, self.domain_field))
 
-    def _column(self, row: Mapping[str, Any], field: str) -> str:
+    def _column(self, row: Mapping[str, Any], field: str) -> str | None:
         value: Any = row
         for key in field.split("."):
             if not isinstance(value, Mapping) or key not in value:
                 valid = ", ".join(row)
                 raise ValueError(f"The data set {self.path} has no column {field!r}; it has {valid}.")
             value = value[key]
-        return str(value)
+        return None if value is None else str(value)
