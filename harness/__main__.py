@@ -46,7 +46,7 @@ def summarise(folder: Path) -> None:
 
 
 def main() -> int:
-    """0 when done, 1 when a job's process crashed, 2 on a user's mistake, 130 when interrupted."""
+    """0 when done, 1 when a cell or a job's process crashed, 2 on a user's mistake, 130 when interrupted."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handler below instead of a traceback
     register_resolvers()
     try:

@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from harness.record import Header, Point, append
+from harness.record import Header, Point, append, read
 
 #: The worker's exit codes. For a user's mistake its sentence is on stderr already.
 EXIT_CRASHED = 1
@@ -29,7 +29,7 @@ class InputError(ValueError):
 
 
 def run_job(spec: dict[str, Any], output: Path, timeout_s: float) -> list[Point]:
-    """Runs a job to its end and returns the typed failures the parent had to write.
+    """Runs a job to its end and returns its typed failures, whoever wrote them.
 
     A worker that dies is started again and goes on after the cell it died at; one that is late, or
     that died before its first cell, is started once more to give up the cells that are left. Raises
@@ -47,7 +47,6 @@ def run_job(spec: dict[str, Any], output: Path, timeout_s: float) -> list[Point]
         "give_up": None,
     }
     deadline = time.monotonic() + timeout_s
-    failures: list[Point] = []
     num_lost = 0
     try:
         while True:
@@ -56,25 +55,31 @@ def run_job(spec: dict[str, Any], output: Path, timeout_s: float) -> list[Point]
             in_flight_path.unlink(missing_ok=True)
             code, is_late = _wait(spec_path, None if spec["give_up"] else deadline)
             if code == 0:
-                return failures
+                return _failures(spec, output)
             if code == EXIT_INPUT_ERROR:
                 raise InputError
             status, reason = _verdict(code, is_late, timeout_s)
             is_setup = False
             if in_flight_path.exists():
-                failure, is_setup = _record_death(in_flight_path, status, reason)
-                failures.append(failure)
+                is_setup = _record_death(in_flight_path, status, reason)
             elif not is_late:  # before it began, or between two cells
                 num_lost += 1
                 if num_lost > 1:
                     raise InputError(f"{spec['job']}: {reason}, with no cell under way, twice.")
             if spec["give_up"] is not None:  # it cannot even do that
-                return failures
+                return _failures(spec, output)
             if is_late or is_setup:
                 spec["give_up"] = {"status": status, "reason": reason}
     finally:
         spec_path.unlink(missing_ok=True)
         in_flight_path.unlink(missing_ok=True)
+
+
+def _failures(spec: dict[str, Any], output: Path) -> list[Point]:
+    """The points of this job's runs that are not ok; an earlier job's are its own to report."""
+    paths = sorted((output / "records").glob(f"{spec['job']}-*{spec['config_hash']}*.jsonl"))
+    points = [record for path in paths for record in read(path) if isinstance(record, Point)]
+    return [p for p in points if p.run_id in spec["run_ids"] and p.status != "ok"]
 
 
 def _wait(spec_path: Path, deadline: float | None) -> tuple[int, bool]:
@@ -114,12 +119,12 @@ def _verdict(code: int, is_late: bool, timeout_s: float) -> tuple[str, str]:
     return "crashed", f"the process ended with exit code {code}"
 
 
-def _record_death(in_flight_path: Path, status: str, reason: str) -> tuple[Point, bool]:
-    """Turns the cell that was being measured into a typed record; the flag says that the worker had
-    not come to its first cell, and so had not written its header either."""
+def _record_death(in_flight_path: Path, status: str, reason: str) -> bool:
+    """Turns the cell that was being measured into a typed record; true where the worker had not come
+    to its first cell, and so had not written its header either."""
     in_flight = json.loads(in_flight_path.read_text())
     point = Point(**in_flight["point"], status=status, reason=reason)
     if in_flight["header"] is not None:
         append(Path(in_flight["path"]), Header(**in_flight["header"]))
     append(Path(in_flight["path"]), point)
-    return point, in_flight["header"] is not None
+    return in_flight["header"] is not None

@@ -136,6 +136,7 @@ def quick_command(
         monkeypatch.setattr(jobs, "_wait", in_this_process)
         monkeypatch.setattr(sys, "argv", ["harness", *arguments])
         monkeypatch.setattr(Sweep, "finished", [])
+        monkeypatch.setattr(command_line, "_crashes", [])
         monkeypatch.setattr(command_line, "summarise", lambda folder: print(f"Report: {folder}"))
         capfd.readouterr()
         try:
@@ -149,7 +150,7 @@ def quick_command(
 
 @pytest.fixture
 def run_job(in_environment: None) -> Callable[..., list[Point]]:
-    """Runs one quality job in a worker process and returns the failures that the parent wrote."""
+    """Runs one quality job in a worker process and returns its typed failures."""
 
     def run(output: Path, *overrides: str, kind: str = "quality") -> list[Point]:
         config = compose_config([*TINY, f"output={output}", *overrides], str(PLUGIN / "conf"))

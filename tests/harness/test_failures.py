@@ -51,7 +51,9 @@ def test_every_fault_is_typed_and_the_job_goes_on(
     assert "SIGSEGV" in reasons["segfault"] and "exit code 7" in reasons["exit"]
     assert "IndexError: list index out of range" in reasons["mistake"]
     assert "SIGKILL" in reasons["killed"] and "out of memory" in reasons["oom"]
-    assert {p.cell["fault"] for p in failures} == {"segfault", "killed", "exit"}
+    assert {p.cell["fault"]: p.status for p in failures} == {
+        name: status for name, status in outcomes(points, output).items() if status != "ok"
+    }
     assert len(points(output, task="train")) == 1, "the trained model was loaded after a crash"
     assert all(p.metrics == {"answer": 42} for p in points(output, task="faults", status="ok"))
     assert not list((output / "jobs").iterdir())
@@ -96,6 +98,28 @@ def test_a_death_before_the_first_cell_types_them_all(
     assert [p.status for p in points(output, task="train")] == ["crashed"]
     runs = {record.run_id for record in records(output) if isinstance(record, Header)}
     assert {p.run_id for p in points(output)} <= runs, "every point has its header"
+
+
+@pytest.mark.parametrize(("fault", "expected"), [("mistake", 1), ("unsupported", 0), ("none", 0)])
+def test_a_crash_caught_in_the_worker_is_printed_and_decides_the_exit_status(
+    fault: str,
+    expected: int,
+    quick_command: Callable[..., tuple[int, str, str]],
+    tiny: list[str],
+    output: Path,
+    tmp_path: Path,
+) -> None:
+    overrides = [
+        f"--config-dir={PLUGIN_CONF}",
+        *tiny,
+        "task=[faults]",
+        f"tasks.faults.faults=[{fault},none-2]",
+    ]
+    code, _, err = quick_command(*overrides, f"tasks.faults.log={tmp_path / 'log'}", f"output={output}")
+    assert code == expected, err
+    printed = [line for line in err.splitlines() if line.startswith("transformer, faults")]
+    assert len(printed) == (fault != "none")
+    assert all(f"'fault': '{fault}'" in line for line in printed)
 
 
 def test_divergence_is_typed_for_training_and_every_cell(
