@@ -58,14 +58,26 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_targets(config["data"]["corpus"], "data.corpus")
     train = config["train"]
     settings = {key: value for key, value in train.items() if key not in NOT_TRAINER_KEYS}
+    if "learning_rate" in settings:
+        raise ValueError("train.learning_rate is not a setting: the rate is arch.learning_rate.")
     check_call(Training, settings, "train", "harness.train.Training", is_partial=True)
     check_values(train, {"search": bool, "search_grid": list[float]}, "train")
+    if train["search"] and not train["search_grid"]:
+        raise ValueError("train.search_grid=[] must hold at least one learning rate; or train.search=false.")
+    for rate in train["search_grid"] if train["search"] else [config["arch"]["learning_rate"]]:
+        training_settings(config, rate)
     check_targets({**train["stream"], "_partial_": True}, "train.stream")  # the corpus is added later
     experts = config["arch"].get("expert_training")
     if experts is not None:
         check_targets({**experts["prompts"], "_partial_": True}, "arch.expert_training.prompts")
         path = "arch.expert_training.reinforce"
         check_call(train_experts, experts["reinforce"], path, "harness.expert_training", is_partial=True)
+
+
+def training_settings(config: Mapping[str, Any], learning_rate: float) -> Training:
+    """The trainer's settings at one learning rate; raises ValueError where one is out of its range."""
+    settings = {key: value for key, value in config["train"].items() if key not in NOT_TRAINER_KEYS}
+    return Training(**{**settings, "betas": tuple(settings["betas"])}, learning_rate=learning_rate)
 
 
 def build_model(model_config: Mapping[str, Any], device: str | torch.device = "cpu") -> SequenceModel:

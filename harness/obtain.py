@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from archs.base import SequenceModel
 from harness.checkpoint import load_model, save_model
-from harness.config import NOT_TRAINER_KEYS, build_model, instantiate, training_hash
+from harness.config import build_model, instantiate, training_hash, training_settings
 from harness.expert_training import train_experts
 from harness.logbook import Logbook
-from harness.train import Diverged, History, Training, train
+from harness.train import Diverged, History, train
 
 #: What a "train" point says: metrics, samples, details.
 TrainPoint = dict[str, Any]
@@ -73,9 +73,7 @@ def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate
     path = _checkpoint_path(job, training_hash(job.config, model_config, rate, job.corpus.content_hash))
     if path.exists():
         return load_model(path, model)
-    settings = {k: v for k, v in job.config["train"].items() if k not in NOT_TRAINER_KEYS}
-    settings["betas"] = tuple(settings["betas"])
-    training = Training(**settings, learning_rate=rate)
+    training = training_settings(job.config, rate)
     torch.manual_seed(job.config["seed"])
     model.load_state_dict(build_model(model_config).state_dict())
     state_path = path.with_suffix(".training")

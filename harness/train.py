@@ -50,6 +50,8 @@ class Training:
     max_skipped_steps:    a step whose loss or gradient is not finite changes nothing and is counted;
                           one more than these is a divergence.
     checkpoint_interval_s: between saves of the training state, from which a cut run continues.
+
+    Raises ValueError for a value outside its range.
     """
 
     num_steps: int
@@ -66,8 +68,21 @@ class Training:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"train.num_steps={self.num_steps} must be positive")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+        interval = self.validation_interval_steps
+        if interval < 1:
+            raise ValueError(f"train.validation_interval_steps={interval} must be positive")
+        if not self.gradient_clip > 0:
+            raise ValueError(f"train.gradient_clip={self.gradient_clip} must be positive")
+        for name in ("warmup_fraction", "final_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train.{name}={getattr(self, name)} must lie between 0 and 1")
+        for name in ("weight_decay", "max_skipped_steps", "checkpoint_interval_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train.{name}={getattr(self, name)} must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas={list(self.betas)} must lie between 0 and 1, 1 left out")
 
     def rate(self, step: int) -> float:
         """The learning rate of `step`, counted from 0."""

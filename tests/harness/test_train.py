@@ -148,6 +148,27 @@ def test_settings_that_make_no_sense(changes: dict[str, Any]) -> None:
         settings(**{"num_steps": 5} | changes)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("validation_interval_steps", 0),
+        ("gradient_clip", 0.0),
+        ("warmup_fraction", 1.1),
+        ("warmup_fraction", -0.1),
+        ("final_ratio", 1.5),
+        ("weight_decay", -0.1),
+        ("max_skipped_steps", -1),
+        ("checkpoint_interval_s", -1.0),
+        ("betas", (0.9, 1.0)),
+        ("gradient_clip", float("nan")),
+    ],
+)
+def test_settings_out_of_their_range(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"train\.{name}=.* must"):
+        settings(**{name: value})
+    settings(warmup_fraction=0, final_ratio=1, weight_decay=0, max_skipped_steps=0, betas=(0.0, 0.0))
+
+
 @pytest.fixture(scope="module")
 def stream_hashes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of each architecture's stream, as its own configuration builds it: a hash of the batches."""
