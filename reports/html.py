@@ -18,6 +18,7 @@ from reports.cost_tables import (
     dispatch_table,
     latency_cells_table,
 )
+from reports.expert_tables import HINT, experts_table
 from reports.figures import loss_by_context, loss_by_position, needle_by_context, needle_log_probability
 from reports.heatmaps import COLOUR_MAP, heat_map_figure, heat_map_panels, make_grids
 from reports.load import ReportError, Results, load
@@ -152,6 +153,8 @@ def _loss_section(results: Results, output: Path) -> Section:
         name="loss", title="Loss against position and context", absent="No perplexity was measured."
     )
     section.pictures = [p for p in (loss_by_context(results, output), loss_by_position(results, output)) if p]
+    if any(point.details.get("adaptation") for point in results.ok("perplexity")):
+        section.notes = [HINT]
     if results.of("perplexity"):
         section.folded = [("Every number", perplexity_table(results))]
         domains = domains_table(results)
@@ -204,7 +207,8 @@ def _training_section(results: Results, output: Path) -> Section:
     section = Section(name="training", title="Training", absent="Nothing was trained.")
     if results.of("train"):
         section.pictures = training_figures(results, output)
-        section.tables = [training_table(results)]
+        experts = experts_table(results)
+        section.tables = [training_table(results), *([experts] if experts else [])]
     rates = learning_rate_table(results)
     picture = learning_rate_figure(results, output) if rates else None
     section.pictures += [picture] if picture else []

@@ -180,8 +180,9 @@ def needle_table(results: Results) -> Table:
 
 
 def training_table(results: Results) -> Table:
-    """What each training run was and reached."""
+    """What each training run was and reached; skipped steps have a column where there were any."""
     frame = results.table("train")
+    has_skipped = any((p.metrics.get("num_skipped_steps") or 0) > 0 for p in results.ok("train"))
     rows = []
     for series in results.series:
         status = _status(results, series, "train")
@@ -190,6 +191,7 @@ def training_table(results: Results) -> Table:
             for name in (
                 *("num_parameters", "trained_tokens", "train_seconds", "tokens_per_s", "learning_rate"),
                 *("final_validation_bits_per_byte", "final_validation_bits_per_byte_sd", "num_seeds"),
+                "num_skipped_steps",
             )
         }
         details = next((point.details for point in results.samples(series, "train")), {})
@@ -210,6 +212,7 @@ def training_table(results: Results) -> Table:
                 number_cell(
                     bits, fixed(bits, 3), status, spread(numbers["final_validation_bits_per_byte_sd"]).strip()
                 ),
+                *([Cell(text=count_text(numbers["num_skipped_steps"]))] if has_skipped else []),
                 Cell(text=integer(numbers["num_seeds"])),
                 Cell(
                     text=", ".join(str(details[k]) for k in ("dtype", "device") if details.get(k)) or MISSING
@@ -219,7 +222,8 @@ def training_table(results: Results) -> Table:
         )
     return Table(
         name="training",
-        caption="What each architecture was trained with and reached; means where there are several seeds.",
+        caption="What each architecture was trained with and reached; means where there are several seeds."
+        + (" Skipped are steps whose loss or gradient was not finite." if has_skipped else ""),
         columns=[
             Column(title="Architecture", is_numeric=False),
             Column(title="Parameters"),
@@ -228,12 +232,18 @@ def training_table(results: Results) -> Table:
             Column(title="Speed", unit="tokens/s"),
             Column(title="Learning rate"),
             Column(title="Validation", unit="bits per byte"),
+            *([Column(title="Skipped", unit="steps")] if has_skipped else []),
             Column(title="Seeds"),
             Column(title="Precision, device", is_numeric=False),
             Column(title="Implementations", is_numeric=False),
         ],
         rows=rows,
     )
+
+
+def count_text(value: float | None) -> str:
+    """3, or 2.5 where it is a mean."""
+    return MISSING if value is None else f"{value:.3g}"
 
 
 def implementations_text(implementations: object) -> str:
