@@ -17,17 +17,22 @@ T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged or does not fit; the message says what to do."""
+    """A checkpoint that is damaged, does not fit or cannot be written; the message says what to do."""
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors and text; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes tensors and text; the file appears whole or not at all. Raises CheckpointError where it
+    cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(
-        {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary, metadata
-    )
-    os.replace(temporary, path)
+    copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(copies, temporary, metadata)
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be written ({error}); choose another output=DIR."
+        ) from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

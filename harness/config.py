@@ -22,6 +22,9 @@ from harness.train import Training
 #: Settings of conf/train that are not the trainer's own.
 NOT_TRAINER_KEYS = ("name", "stream", "search", "search_grid")
 
+#: Settings of train_experts that count something.
+EXPERT_COUNTS = ("num_steps", "evaluate_every", "num_validation_batches", "num_classifier_batches")
+
 #: The relative difference in parameters that `match=parameters` must stay below.
 MATCH_TOLERANCE = 0.02
 
@@ -72,6 +75,9 @@ def check_config(config: Mapping[str, Any]) -> None:
         check_targets({**experts["prompts"], "_partial_": True}, "arch.expert_training.prompts")
         path = "arch.expert_training.reinforce"
         check_call(train_experts, experts["reinforce"], path, "harness.expert_training", is_partial=True)
+        for key, value in experts["reinforce"].items():
+            if key in EXPERT_COUNTS and value < 1:
+                raise ValueError(f"{path}.{key}={value} must be positive.")
 
 
 def training_settings(config: Mapping[str, Any], learning_rate: float) -> Training:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from archs.base import SequenceModel, resolve_implementations
+from harness.checkpoint import CheckpointError
 from harness.config import build_model, instantiate, matched_model_config
 from harness.logbook import Logbook
 from harness.measure import outcome, percentile, time_call_ms
@@ -56,13 +57,46 @@ def run(
                 def on_turn(name: str, task: Any = task, cell: Any = cell) -> None:
                     logbook.begin(name, size, seed, task.name, cell)
 
-                for name, result in task.measure_interleaved(due, cell, device, on_turn):
+                for name, result in _outcomes(task, due, cell, device, on_turn):
                     if isinstance(result, tuple):
                         rest: dict[str, Any] = {"status": result[0], "reason": result[1]}
                     else:
                         rest = {"metrics": result.metrics, "samples": result.samples}
                     logbook.write(name, size, seed, task.name, cell, **rest, details=details[name])
                 bar.update()
+
+
+def _outcomes(
+    task: Any,
+    models: Mapping[str, SequenceModel],
+    cell: dict[str, Any],
+    device: torch.device,
+    on_turn: Callable[[str], None],
+) -> Iterator[tuple[str, Any]]:
+    """As `task.measure_interleaved`; but an error, whatever its class, is the outcome of the model whose
+    turn it was, and the cell begins anew for those that are left."""
+    left = dict(models)
+    while left:
+        turn: list[str] = []  # empty until on_turn is done: an error of its own is nobody's
+
+        def told(name: str, turn: list[str] = turn) -> None:
+            turn.clear()
+            on_turn(name)
+            turn.append(name)
+
+        results = task.measure_interleaved(dict(left), cell, device, told)
+        is_cut = False
+        while not is_cut:
+            try:
+                name, result = next(results)
+            except StopIteration:
+                return
+            except Exception as error:
+                if isinstance(error, CheckpointError) or not turn or turn[0] not in left:
+                    raise
+                name, result, is_cut = turn[0], outcome(error), True
+            left.pop(name)
+            yield name, result
 
 
 def _give_up(

@@ -16,7 +16,7 @@ from harness.checkpoint import load_model, save_model
 from harness.config import build_model, instantiate, training_hash, training_settings
 from harness.expert_training import train_experts
 from harness.logbook import Logbook
-from harness.train import Diverged, History, train
+from harness.train import Diverged, History, train, typed_errors
 
 #: What a "train" point says: metrics, samples, details.
 TrainPoint = dict[str, Any]
@@ -40,7 +40,8 @@ class Job:
 
 
 def obtain(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
-    """Leaves `model` trained and returns what its "train" point says. Raises Diverged."""
+    """Leaves `model` trained and returns what its "train" point says. Raises Diverged, or Failed where an
+    error ended the training, and CheckpointError."""
     if job.config["arch"].get("expert_training") is not None:
         return _obtain_experts(job, model, model_config)
     if job.config["train"]["search"]:
@@ -83,15 +84,16 @@ def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update(step + 1 - bar.n)
 
-        history = train(
-            model,
-            job.stream,
-            training,
-            device=job.device,
-            dtype=job.dtype,
-            state_path=state_path,
-            on_step=on_step,
-        )
+        with typed_errors():
+            history = train(
+                model,
+                job.stream,
+                training,
+                device=job.device,
+                dtype=job.dtype,
+                state_path=state_path,
+                on_step=on_step,
+            )
     point = _train_point(job, model, history, rate)
     save_model(path, model, point)
     state_path.unlink(missing_ok=True)
@@ -121,14 +123,15 @@ def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> Train
     }
     reinforce = settings["reinforce"]
     with _bar(job, "experts", reinforce["num_steps"] * len(model.domains)) as bar:
-        result = train_experts(
-            model,
-            samplers["train"],
-            samplers["validation"],
-            **reinforce,
-            seed=job.config["seed"],
-            on_step=lambda domain, step: bar.update(),
-        )
+        with typed_errors():
+            result = train_experts(
+                model,
+                samplers["train"],
+                samplers["validation"],
+                **reinforce,
+                seed=job.config["seed"],
+                on_step=lambda domain, step: bar.update(),
+            )
     point["metrics"]["num_parameters"] = model.num_parameters
     point["details"] = {
         "experts": {domain: _expert_details(history) for domain, history in result.histories.items()},

@@ -16,7 +16,7 @@ from harness.cost import card, meta_model
 from harness.logbook import Logbook
 from harness.measure import outcome
 from harness.obtain import Job, obtain
-from harness.train import Diverged, autocast
+from harness.train import Diverged, Failed, autocast
 from tasks.base import Task, TaskInputs
 
 
@@ -99,6 +99,8 @@ def _obtain_model(
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, Diverged):
             status, reason = "diverged", str(error)
+        elif isinstance(error, Failed):
+            status, reason = error.status, error.reason
         else:
             status, reason = outcome(error)
         job.logbook.write(*job.identity, "train", {}, status=status, reason=reason)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,13 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from archs.base import SequenceModel
-from harness.checkpoint import load_training_state, save_training_state
+from harness.checkpoint import CheckpointError, load_training_state, save_training_state
+from harness.measure import outcome
 
 Batch = tuple[Tensor, Tensor, Tensor]  # tokens, targets, weights: (B, T) each
 
 
 class Diverged(RuntimeError):
     """The loss stopped being a finite number; the message says at which step."""
+
+
+class Failed(RuntimeError):
+    """Training ended in an error of the model or the machine: a status of a record, and a reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    """Makes every error of the block, whatever its class, a Failed; Diverged and what is wrong with a
+    checkpoint (CheckpointError) pass. A ValueError of a model's step is no mistake of the user's."""
+    try:
+        yield
+    except (Diverged, CheckpointError):
+        raise
+    except Exception as error:
+        raise Failed(*outcome(error)) from error
 
 
 class BatchSource(Protocol):

@@ -122,6 +122,33 @@ def test_a_crash_caught_in_the_worker_is_printed_and_decides_the_exit_status(
     assert all(f"'fault': '{fault}'" in line for line in printed)
 
 
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_an_error_of_a_model_is_a_record_and_no_mistake_of_the_users(
+    error: type[Exception],
+    quick_command: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    points: Points,
+    tiny: list[str],
+    tiny_tasks: list[str],
+    output: Path,
+    tmp_path: Path,
+) -> None:
+    def fail(self: object, *arguments: object) -> None:
+        raise error("a shape that does not fit")
+
+    latency = ["task=[latency]", *(o for o in tiny_tasks if o.startswith("tasks.latency"))]
+    arguments = [f"--config-dir={PLUGIN_CONF}", *tiny, *latency, f"output={output}"]
+    monkeypatch.setattr("toy_package.average.RunningAverage.prefill", fail)
+    code, _, err = quick_command(*arguments, "arch=[]", "interleave=[transformer,toy]")
+    assert code == 1, err
+    statuses = [(p.arch, p.status) for p in points(output, task="latency")]
+    assert sorted(statuses) == [("toy", "crashed")] * 4 + [("transformer", "ok")] * 4
+    code, _, err = quick_command(*arguments, "arch=toy", "interleave=[]")
+    assert code == 1, err
+    (train,) = points(output, task="train")
+    assert train.status == "crashed" and train.reason == f"{error.__name__}: a shape that does not fit"
+
+
 def test_divergence_is_typed_for_training_and_every_cell(
     quick_command: Callable[..., tuple[int, str, str]],
     points: Points,
