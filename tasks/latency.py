@@ -4,11 +4,12 @@ Metrics of a point (cell: phase, context_tokens, batch_size):
     median_ms, p10_ms, p90_ms  of one call: the whole prefill (time to first token), or one token
     tokens_per_s               batch_size * tokens of the call / median
     first_call_ms              the first call of this shape, with whatever compiles or tunes in it
-    peak_memory_bytes          above what was held before the call; null where it cannot be read
-    state_bytes                measured on the state that was used
+    peak_memory_bytes          of an untimed call after the first, above what was held before it; null
+                               where it cannot be read
+    state_bytes                measured on a state with room for context_tokens
     dispatch_ms                Transformer² alone: the first pass over the prompt, part of the time
                                to first token and shown apart
-Samples: time_ms, raw.
+Samples: time_ms, raw. Each decode sample starts at context_tokens, from a copy of the prefilled state.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archs.base import SequenceModel, State, state_bytes
+from archs.base import SequenceModel, State, clone_state, state_bytes
 from harness.measure import PeakMemory, is_out_of_memory, percentile, time_call_ms
 from tasks.base import Measurement
 
@@ -32,7 +33,7 @@ class Latency:
     """Latency of several models, interleaved, so that a drifting machine is fair to all.
 
     context_lengths_tokens, batch_sizes: the grid; both phases are measured at each.
-    num_samples:        timed calls a cell and model, after one untimed warm-up.
+    num_samples:        timed calls a cell and model, after a first call and an untimed warm-up.
     num_decode_steps:   tokens decoded a sample; the sample is their mean.
     max_cell_s:         a model whose first call takes longer than this is recorded as a timeout at
                         that cell and at longer contexts of the phase and batch.
@@ -138,37 +139,41 @@ class _Probe:
         self.tokens = tokens.to(device)
         self.times_ms: list[float] = []
         self.dispatch_ms: list[float] = []
-        self.state: State = None
         self.is_decode = cell["phase"] == "decode"
-        if self.is_decode:
-            self._prefill()
-        with PeakMemory(device) as memory:
-            self.first_call_ms = self._timed(self._steps if self.is_decode else self._prefill)
-        self.peak_memory_bytes = memory.bytes
-        self.state_bytes = state_bytes(self.state)
-        self.dispatch_ms.clear()
-        if not self.is_decode:
-            self.state = None
+        self.state_bytes = state_bytes(model.init_state(batch, context))
+        self.prefilled: State = self._prefill() if self.is_decode else None
+        self.first_call_ms = self._call(self._timed)
+        self.peak_memory_bytes: int | None = None
         if self.first_call_ms <= 1e3 * task.max_cell_s:
-            self.sample()
-            self.times_ms.clear()
-            self.dispatch_ms.clear()
+            self._call(self._watched)  # also the warm-up
+        self.dispatch_ms.clear()
 
     def sample(self) -> None:
         """One timed prefill, or the mean of num_decode_steps timed steps."""
-        if self.is_decode:
-            self.times_ms.append(self._timed(self._steps) / self.task.num_decode_steps)
-        else:
-            self.times_ms.append(self._timed(self._prefill))
-            self.state = None
+        num_calls = self.task.num_decode_steps if self.is_decode else 1
+        self.times_ms.append(self._call(self._timed) / num_calls)
+
+    def _call(self, measure: Callable[[Callable[[], object]], Any]) -> Any:
+        """Measures one prefill, or num_decode_steps steps on a copy that is made beforehand.
+
+        The list keeps the last state until the clock has stopped, and none before it."""
+        states: list[State] = []
+        if not self.is_decode:
+            return measure(lambda: states.append(self._prefill()))
+        states.append(clone_state(self.prefilled))
+        return measure(lambda: states.append(self._steps(states.pop())))
 
     def _timed(self, call: Callable[[], object]) -> float:
         return time_call_ms(call, self.device)
 
-    def _prefill(self) -> None:
-        rounds = self.task.num_samples + 2 if self.is_decode else 0
-        room = self.tokens.shape[1] + rounds * self.task.num_decode_steps
-        state = self.model.init_state(self.tokens.shape[0], room)
+    def _watched(self, call: Callable[[], object]) -> None:
+        with PeakMemory(self.device) as memory:
+            call()
+        self.peak_memory_bytes = memory.bytes
+
+    def _prefill(self) -> State:
+        batch, room = self.tokens.shape
+        state = self.model.init_state(batch, room + (self.task.num_decode_steps if self.is_decode else 0))
         if self.model.is_adaptive:
             started = time.perf_counter_ns()
             state = self.model.dispatch(self.tokens, state)
@@ -177,12 +182,13 @@ class _Probe:
             self.dispatch_ms.append((time.perf_counter_ns() - started) / 1e6)
         for chunk in self.tokens.split(self.task.chunk_tokens, dim=1):
             _, state = self.model.prefill(chunk, state, num_logits=1)
-        self.state = state
+        return state
 
-    def _steps(self) -> None:
+    def _steps(self, state: State) -> State:
         token: Tensor = self.tokens[:, 0]
         for _ in range(self.task.num_decode_steps):
-            _, self.state = self.model.decode(token, self.state)
+            _, state = self.model.decode(token, state)
+        return state
 
     def measurement(self) -> Measurement:
         """The cell's numbers."""

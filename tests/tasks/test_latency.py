@@ -29,6 +29,7 @@ class Recorder(SequenceModel):
         self.name, self.diary, self.fault, self.num_calls = name, diary, fault, 0
         self.chunks: list[int] = []
         self.rooms: list[int] = []
+        self.decoded_at: list[tuple[int, float]] = []
 
     def _happen(self, what: str) -> None:
         self.diary.append(f"{self.name} {what}")
@@ -38,17 +39,21 @@ class Recorder(SequenceModel):
 
     def init_state(self, batch_size: int, max_context_tokens: int) -> tuple[Tensor, int]:
         self.rooms.append(max_context_tokens)
-        return (torch.zeros(batch_size, 5), 0)
+        return (torch.zeros(batch_size, max_context_tokens), 0)
 
     def prefill(self, tokens: Tensor, state: Any, num_logits: int = 1) -> tuple[Tensor, Any]:
         self.chunks.append(tokens.shape[1])
         self._happen("prefill")
-        return torch.zeros(tokens.shape[0], num_logits, self.vocab_size), state
+        logits = torch.zeros(tokens.shape[0], num_logits, self.vocab_size)
+        return logits, (state[0], state[1] + tokens.shape[1])
 
     def decode(self, token: Tensor, state: Any) -> tuple[Tensor, Any]:
         assert token.shape == (2,)
         self._happen("decode")
-        return torch.zeros(token.shape[0], self.vocab_size), state
+        numbers, num_tokens = state
+        self.decoded_at.append((num_tokens, float(numbers.sum())))
+        numbers[:, num_tokens] += 1  # in place, as a cache is
+        return torch.zeros(token.shape[0], self.vocab_size), (numbers, num_tokens + 1)
 
     def dispatch(self, prompt: Tensor, state: Any) -> Any:
         self._happen("dispatch")
@@ -99,7 +104,7 @@ def test_the_models_are_sampled_in_turn() -> None:
     for result in results.values():
         assert isinstance(result, Measurement)
         assert len(result.samples["time_ms"]) == 3, "the warm-up is not among the samples"
-        assert result.metrics["state_bytes"] == 2 * 5 * 4
+        assert result.metrics["state_bytes"] == 2 * 8 * 4
         ordered = sorted(result.samples["time_ms"])
         assert result.metrics["median_ms"] == ordered[1]
         assert ordered[0] <= result.metrics["p10_ms"] <= ordered[1] <= result.metrics["p90_ms"] <= ordered[2]
@@ -116,9 +121,16 @@ def test_decode_is_the_time_of_one_token() -> None:
     assert all(20 <= sample < 80 for sample in result.samples["time_ms"])
     assert result.metrics["tokens_per_s"] == pytest.approx(1e3 * 2 / result.metrics["median_ms"])
     assert 20 <= result.metrics["first_call_ms"] < 80
-    num_decoded = model.diary.count("a decode")
-    assert num_decoded == 4 * (1 + 1 + 3), "first call, warm-up, samples"
-    assert model.rooms == [8 + num_decoded], "room for the prompt and every decoded token"
+    assert model.diary.count("a prefill") == 1
+
+
+def test_every_decode_sample_starts_from_the_same_state() -> None:
+    model = Recorder("a", [])
+    result = run(new_task(), {"a": model}, DECODE)["a"]
+    one = [(8 + step, 2.0 * step) for step in range(4)]
+    assert model.decoded_at == one * (1 + 1 + 3), "first call, warm-up, samples"
+    assert max(model.rooms) == 8 + 4, "room for the prompt and the tokens of one sample"
+    assert result.metrics["state_bytes"] == 2 * 8 * 4, "the state at context_tokens, without that room"
 
 
 def test_a_long_prompt_is_fed_in_chunks() -> None:
