@@ -72,6 +72,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_targets({**train["stream"], "_partial_": True}, "train.stream")  # the corpus is added later
     experts = config["arch"].get("expert_training")
     if experts is not None:
+        rate, base_rate = config["arch"]["learning_rate"], config["reference"]["learning_rate"]
+        if rate != base_rate:
+            raise ValueError(
+                f"arch.learning_rate={rate} of arch={config['arch']['name']} is its base's, {base_rate}: "
+                "choose the base with arch@reference and its rate with reference.learning_rate."
+            )
         check_targets({**experts["prompts"], "_partial_": True}, "arch.expert_training.prompts")
         path = "arch.expert_training.reinforce"
         check_call(train_experts, experts["reinforce"], path, "harness.expert_training", is_partial=True)

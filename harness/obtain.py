@@ -38,12 +38,23 @@ class Job:
         """arch, size, seed."""
         return self.config["arch"]["name"], self.config["size"]["name"], self.config["seed"]
 
+    def begin_training(self) -> None:
+        """Puts a death from here on down to training, unless that is recorded already."""
+        if self.logbook.done(*self.identity, "train", {}) is None:
+            self.logbook.begin(*self.identity, "train", {})
+
 
 def obtain(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
     """Leaves `model` trained and returns what its "train" point says. Raises Diverged, or Failed where an
     error ended the training, and CheckpointError."""
     if job.config["arch"].get("expert_training") is not None:
         return _obtain_experts(job, model, model_config)
+    return _obtain_trained(job, model, model_config)
+
+
+def _obtain_trained(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
+    """At the best rate of a search, or at the architecture's: Transformer²'s base comes here too, and so
+    is the very model of the base's own job."""
     if job.config["train"]["search"]:
         return _search(job, model, model_config)
     return _train_at(job, model, model_config, job.config["arch"]["learning_rate"])
@@ -54,6 +65,7 @@ def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Tra
     outcomes: dict[float, float] = {}
     for rate in job.config["train"]["search_grid"]:
         cell = {"learning_rate": rate}
+        job.begin_training()
         try:
             point = _train_at(job, model, model_config, rate)
         except Diverged as error:
@@ -65,6 +77,7 @@ def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Tra
             job.logbook.write(*job.identity, "learning_rate_search", cell, **rest)
     if not outcomes:
         raise Diverged("every learning rate of the grid diverged")
+    job.begin_training()  # writing the last rate's record has ended what was under way
     best = min(outcomes, key=lambda rate: outcomes[rate])
     return _train_at(job, model, model_config, best)
 
@@ -103,15 +116,13 @@ def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate
 def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainPoint:
     """Transformer²: the base's checkpoint, trained if it is not there, and experts on top of it."""
     settings, reference = job.config["arch"]["expert_training"], job.config["reference"]
-    rate = reference["learning_rate"]
+    train_settings, rate = job.config["train"], job.config["arch"]["learning_rate"]  # the base's rate
     key = {"model": model_config, "experts": settings, "base": reference["model"]}
+    if train_settings["search"]:
+        key["base_rates"] = train_settings["search_grid"]
     path = _checkpoint_path(job, training_hash(job.config, key, rate, job.corpus.content_hash))
     if path.exists():
         return load_model(path, model)
-    base = build_model(reference["model"]).to(job.device)
-    point = _train_at(job, base, reference["model"], rate)
-    model.load_base(base.state_dict())
-    model.eval()
     samplers = {
         split: {
             domain: instantiate({**settings["prompts"], "_partial_": True})(
@@ -121,6 +132,10 @@ def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> Train
         }
         for split in ("train", "validation")
     }
+    base = build_model(reference["model"]).to(job.device)
+    point = _obtain_trained(job, base, reference["model"])
+    model.load_base(base.state_dict())
+    model.eval()
     reinforce = settings["reinforce"]
     with _bar(job, "experts", reinforce["num_steps"] * len(model.domains)) as bar:
         with typed_errors():

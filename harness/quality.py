@@ -64,7 +64,9 @@ def _is_done(job: Job, tasks: list[Task]) -> bool:
 
 
 def _give_up(job: Job, tasks: list[Task], *, status: str, reason: str) -> None:
-    """Every cell that is not measured becomes a typed record."""
+    """Training, if it has no record yet, and every cell that is not measured become typed records."""
+    if job.logbook.done(*job.identity, "train", {}) is None:
+        job.logbook.write(*job.identity, "train", {}, status=status, reason=reason)
     for task in tasks:
         for cell in task.cells():
             if job.logbook.done(*job.identity, task.name, cell) is None:
@@ -92,8 +94,7 @@ def _obtain_model(
     previous = job.logbook.done(*job.identity, "train", {})
     if previous is not None and previous.status != "ok":
         return model, {"status": previous.status, "reason": f"training: {previous.reason}"}
-    if previous is None:
-        job.logbook.begin(*job.identity, "train", {})
+    job.begin_training()
     try:
         point = obtain(job, model, model_config)
     except (RuntimeError, MemoryError) as error:

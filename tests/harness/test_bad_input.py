@@ -54,6 +54,10 @@ MISTAKES = [
     (["train.num_steps=0"], ["num_steps=0 must be positive."]),
     (["train.gradient_clip=0"], ["train.gradient_clip=0 must be positive."]),
     (["train.betas=[0.9,1.0]"], ["train.betas=[0.9, 1.0] must lie between 0 and 1"]),
+    (
+        ["arch=transformer_squared", "arch.learning_rate=0.5"],
+        ["arch.learning_rate=0.5", "arch@reference", "reference.learning_rate"],
+    ),
     (["+train.learning_rate=1e-3"], ["train.learning_rate is not a setting", "arch.learning_rate"]),
     (["train.search=true", "train.search_grid=[]"], ["train.search_grid=[] must hold at least one"]),
     (["train.search=true", "train.search_grid=[1e-3,0]"], ["learning_rate=0 must be positive."]),

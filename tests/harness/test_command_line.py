@@ -87,6 +87,26 @@ def test_the_experiment_for_a_gpu_runs_on_a_cpu(
     assert dispatched
 
 
+def test_the_base_of_transformer_squared_is_the_one_of_its_own_job(
+    quick_command: Command, tiny: list[str], points: Points, tmp_path: Path
+) -> None:
+    """With a search it is the model of the best rate, and it is not trained twice."""
+    rates = [1e-4, 1e-2]
+    arguments = [*tiny, "task=[]", "train.search=true", f"train.search_grid={rates}", f"output={tmp_path}"]
+    assert quick_command(*arguments)[0] == 0
+    checkpoints = set((tmp_path / "checkpoints").iterdir())
+    assert len(checkpoints) == len(rates)
+    experts = ["arch=transformer_squared", "arch.expert_training.reinforce.num_steps=1"]
+    code, _, err = quick_command(*arguments, *experts)
+    assert code == 0, err
+    assert len(set((tmp_path / "checkpoints").iterdir()) - checkpoints) == 1
+    (base,), (squared,) = (
+        points(tmp_path, task="train", arch=arch) for arch in ("transformer", "transformer_squared")
+    )
+    for name in ("learning_rate", "final_validation_loss_nats", "trained_tokens"):
+        assert squared.metrics[name] == base.metrics[name]
+
+
 def test_a_search_trains_at_every_rate_and_keeps_the_best(
     quick_command: Command, tiny: list[str], points: Points, tmp_path: Path
 ) -> None:

@@ -89,6 +89,26 @@ def test_a_job_that_is_late_before_its_first_cell_types_them_all(
     assert outcomes(points, output) == {"a": "timeout", "b": "timeout"}
 
 
+def test_a_death_in_a_search_is_put_down_to_training(
+    run_job: RunJob, points: Points, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late at the second rate: the first one's record has taken away what named training."""
+
+    class LateInTheSecondRate(subprocess.Popen):  # type: ignore[type-arg]
+        def wait(self, timeout: float | None = None) -> int:
+            while timeout is not None and self.poll() is None:
+                is_second = bool(points(output, task="learning_rate_search"))
+                if is_second and list((output / "jobs").glob("*.in_flight.json")):
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                time.sleep(0.01)
+            return super().wait()
+
+    monkeypatch.setattr(jobs.subprocess, "Popen", LateInTheSecondRate)
+    search = ["train.search=true", "train.search_grid=[1e-3,2e-3]", "train.num_steps=200"]
+    failures = run_job(output, "task=[]", *search, "job_timeout_s=120")
+    assert [(p.task, p.status) for p in failures] == [("train", "timeout")]
+
+
 def test_a_death_before_the_first_cell_types_them_all(
     run_job: RunJob, points: Points, records: Callable[[Path], list], output: Path, tmp_path: Path
 ) -> None:
