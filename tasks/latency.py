@@ -36,7 +36,8 @@ class Latency:
     num_samples:        timed calls a cell and model, after a first call and an untimed warm-up.
     num_decode_steps:   tokens decoded a sample; the sample is their mean.
     max_cell_s:         a model whose first call takes longer than this is recorded as a timeout at
-                        that cell and at longer contexts of the phase and batch.
+                        that cell and at longer contexts of the phase and batch; a prefill's
+                        counts for decode, which needs it.
     chunk_tokens:       prefill is fed in chunks of this many tokens, so that activations stay bounded.
     """
 
@@ -91,35 +92,61 @@ class Latency:
     ) -> Iterator[tuple[str, Outcome]]:
         """One sample of each model in turn until each has all; yields each model's outcome.
 
+        A model that runs out of memory beside the others' states is tried again, alone, after them.
         on_turn is told whose turn it is, so that a crash can be put down to a model."""
         probes: dict[str, _Probe] = {}
+        retried: list[str] = []
         for name, model in models.items():
-            key = (name, cell["phase"], cell["batch_size"])
-            shorter = self._too_slow.get(key)
-            if shorter is not None and shorter < cell["context_tokens"]:
-                yield name, ("timeout", f"{shorter} tokens took longer than max_cell_s={self.max_cell_s:g}")
+            reason = self._known_timeout(name, cell)
+            if reason is not None:
+                yield name, ("timeout", reason)
                 continue
             on_turn(name)
             try:
-                probe = _Probe(self, model, cell, device)
-                if probe.first_call_ms > 1e3 * self.max_cell_s:
-                    self._too_slow[key] = cell["context_tokens"]
-                    reason = f"the first call took {probe.first_call_ms / 1e3:.1f} s, more than max_cell_s="
-                    yield name, ("timeout", f"{reason}{self.max_cell_s:g}")
-                else:
-                    probes[name] = probe
+                probes[name] = _Probe(self, model, cell, device)
             except (RuntimeError, MemoryError) as error:
-                yield name, _failure(error)
+                failure = _failure(error)
+                if probes and cell["phase"] == "decode":
+                    retried.append(name)
+                else:
+                    yield name, failure
+                continue
+            if probes[name].is_too_slow:
+                yield name, self._timeout(name, probes.pop(name))
         for _ in range(self.num_samples):
             for name in list(probes):
                 on_turn(name)
                 try:
                     probes[name].sample()
                 except (RuntimeError, MemoryError) as error:
+                    failure = _failure(error)
                     del probes[name]
-                    yield name, _failure(error)
-        for name, probe in probes.items():
-            yield name, probe.measurement()
+                    if probes and cell["phase"] == "decode":
+                        retried.append(name)
+                    else:
+                        yield name, failure
+        for name in list(probes):
+            yield name, probes.pop(name).measurement()
+        for name in retried:
+            yield from self.measure_interleaved({name: models[name]}, cell, device, on_turn)
+
+    def _known_timeout(self, name: str, cell: Cell) -> str | None:
+        """Why a model need not be tried here: it was too slow at a shorter context, or its prefill,
+        which decode needs too, at one no longer."""
+        context, batch = cell["context_tokens"], cell["batch_size"]
+        shorter = self._too_slow.get((name, cell["phase"], batch))
+        if shorter is not None and shorter < context:
+            return f"{shorter} tokens took longer than max_cell_s={self.max_cell_s:g}"
+        prefill = self._too_slow.get((name, "prefill", batch))
+        if cell["phase"] == "decode" and prefill is not None and prefill <= context:
+            return f"the prefill of {prefill} tokens took longer than max_cell_s={self.max_cell_s:g}"
+        return None
+
+    def _timeout(self, name: str, probe: _Probe) -> tuple[str, str]:
+        cell = probe.cell
+        self._too_slow[name, cell["phase"], cell["batch_size"]] = cell["context_tokens"]
+        seconds = probe.first_call_ms / 1e3
+        return "timeout", f"the first call took {seconds:.1f} s, more than max_cell_s={self.max_cell_s:g}"
 
 
 def _failure(error: BaseException) -> tuple[str, str]:
@@ -144,7 +171,8 @@ class _Probe:
         self.prefilled: State = self._prefill() if self.is_decode else None
         self.first_call_ms = self._call(self._timed)
         self.peak_memory_bytes: int | None = None
-        if self.first_call_ms <= 1e3 * task.max_cell_s:
+        self.is_too_slow = self.first_call_ms > 1e3 * task.max_cell_s
+        if not self.is_too_slow:
             self._call(self._watched)  # also the warm-up
         self.dispatch_ms.clear()
 

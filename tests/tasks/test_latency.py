@@ -150,6 +150,32 @@ def test_running_out_of_memory_is_that_models_alone() -> None:
     assert len(results["b"].samples["time_ms"]) == 3
 
 
+@pytest.mark.parametrize("when", [1, 10])  # in the prefill, and in a sample
+def test_out_of_memory_beside_others_states_is_tried_again_alone(when: int) -> None:
+    def fail_once(num_calls: int) -> None:
+        if num_calls == when:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 PiB")
+
+    def fail(num_calls: int) -> None:
+        if num_calls >= when:
+            raise MemoryError("too large")
+
+    diary: list[str] = []
+    models = {
+        "a": Recorder("a", diary),
+        "b": Recorder("b", diary, fail_once),
+        "c": Recorder("c", diary, fail),
+    }
+    outcomes = list(new_task().measure_interleaved(models, DECODE, CPU))
+    assert [name for name, _ in outcomes] == ["a", "b", "c"]
+    results = dict(outcomes)
+    assert isinstance(results["a"], Measurement)
+    assert isinstance(results["b"], Measurement) and len(results["b"].samples["time_ms"]) == 3
+    assert results["c"] == ("oom", "too large")
+    last_a = len(diary) - diary[::-1].index("a decode")
+    assert diary[last_a:].count("b prefill") == 1 and "c prefill" in diary[last_a:]
+
+
 def test_any_other_error_is_raised_with_the_model_named() -> None:
     def fail(num_calls: int) -> None:
         raise RuntimeError("shapes do not match")
@@ -176,6 +202,22 @@ def test_a_model_that_is_too_slow_is_a_timeout_there_and_at_longer_contexts() ->
     assert models["slow"].num_calls == before, "it is not tried again"
     assert run(task, models, {**PREFILL, "batch_size": 1})["slow"][0] == "timeout"
     assert models["slow"].num_calls > before, "another batch size is tried"
+
+
+def test_a_prefill_that_is_too_slow_is_a_timeout_of_decode_too() -> None:
+    def nap(num_calls: int) -> None:
+        time.sleep(0.05)
+
+    task = new_task(max_cell_s=0.02)
+    model = Recorder("slow", [], nap)
+    assert run(task, {"slow": model}, {**PREFILL, "context_tokens": 16})["slow"][0] == "timeout"
+    before = model.num_calls
+    for context in (16, 32):
+        status, reason = run(task, {"slow": model}, {**DECODE, "context_tokens": context})["slow"]
+        assert status == "timeout" and "prefill of 16 tokens" in reason
+    assert model.num_calls == before, "it is not tried"
+    run(task, {"slow": model}, DECODE)
+    assert model.num_calls > before, "a shorter context is"
 
 
 def test_dispatch_is_part_of_prefill_and_shown_apart() -> None:
