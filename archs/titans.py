@@ -15,6 +15,14 @@ from archs.base import Flops, Mixer, Phase, accumulation_dtype
 from archs.layers import CausalConvolution
 from archs.ops.neural_memory import OPERATION, NeuralMemoryState, neural_memory
 
+#: The largest momentum: a gradient is repeated by the momenta of the tokens after it, at most
+#: 1 / (1 - MAX_MOMENTUM) times whatever they are, and the step is divided by just that.
+MAX_MOMENTUM = 0.75
+
+#: The largest steps of a chunk, added up; half of it is used at the start. Larger overshoots, smaller
+#: learns slowly.
+STEP_PER_CHUNK = 2.0
+
 #: Of the last matrix' starting values, against 1 / sqrt(rows) of the others.
 LAST_START_SCALE = 0.02
 
@@ -32,16 +40,17 @@ class NeuralMemory(nn.Module):
     architectures share.
 
     q, k and v are projected and, with `conv_width` > 0, pass a depthwise causal convolution
-    (section 4.4), each then a SiLU; q and k are normalised to unit length. Every head's memory is
-    a network of `memory_depth` matrices with hidden width `memory_expansion` times the head's.
-    Decay and momentum are sigmoids of a linear map of the input, one value a token and head, and the
-    step size is such a sigmoid times `max_step_size` times (1 - momentum).
+    (section 4.4), each then a SiLU and a normalisation to unit length. Every head's memory is a network
+    of `memory_depth` matrices with hidden width `memory_expansion` times the head's. Decay, step size
+    and momentum are sigmoids of a linear map of the input, one value a token and head, the latter two
+    times a ceiling.
 
-    The scale of the step and the starting values of the gates are this project's, the paper gives
-    none. A chunk's gradients are all taken at one point and momentum repeats each 1 / (1 - momentum)
-    times, so steps that add up to more than about one over a chunk overshoot where its keys are
-    alike: `max_step_size` None is 1 / chunk_tokens. The last matrix starts near zero, so that what
-    has been written is not drowned by what an empty memory answers.
+    This project's own, where the paper gives nothing or this departs from it: v is normalised too (what
+    is read is normalised after it anyway, and nothing else would bound what the memory is asked to
+    hold); momentum is at most MAX_MOMENTUM, and the step is divided by the repetitions that allows, so
+    that no sequence of gates repeats a gradient more often than it was scaled for; a chunk's gradients
+    are all taken at one point, so `max_step_size` None is STEP_PER_CHUNK / chunk_tokens; the last matrix starts near zero, so that what has been written
+    is not drowned by what an empty memory answers.
 
     use_momentum, use_decay: the paper's ablations (its Table 5); False holds the gate at zero.
     Raises ValueError where a size makes no sense.
@@ -75,7 +84,7 @@ class NeuralMemory(nn.Module):
             raise ValueError(f"max_step_size={max_step_size} must be positive")
         self.d_model, self.num_heads, self.head_width = d_model, num_heads, d_model // num_heads
         self.chunk_tokens = chunk_tokens
-        self.max_step_size = max_step_size or 1 / chunk_tokens
+        self.max_step_size = max_step_size or STEP_PER_CHUNK / chunk_tokens
         self.use_momentum, self.use_decay = use_momentum, use_decay
         self.implementation = implementation
         self.projections = nn.ModuleList(nn.Linear(d_model, d_model, bias=False) for _ in range(3))
@@ -92,7 +101,7 @@ class NeuralMemory(nn.Module):
         with torch.no_grad():
             self.start[-1].mul_(LAST_START_SCALE)
         nn.init.normal_(self.gates.weight, std=d_model**-0.5)
-        with torch.no_grad():  # sigmoid: decay 0.7%, half the largest step, momentum 0.5
+        with torch.no_grad():  # sigmoid: decay 0.7%, half the largest step and momentum
             self.gates.bias.copy_(torch.tensor([-5.0, 0.0, 0.0]).repeat_interleave(num_heads))
 
     def project(self, which: int, x: Tensor, tail: Tensor | None = None) -> Tensor:
@@ -101,8 +110,7 @@ class NeuralMemory(nn.Module):
         if self.convs:
             conv = self.convs[which]
             x = conv(x) if tail is None else conv.prefill(x, tail)[0]
-        x = F.silu(x).unflatten(-1, (self.num_heads, -1))
-        return x if which == 2 else F.normalize(x, dim=-1)
+        return F.normalize(F.silu(x).unflatten(-1, (self.num_heads, -1)), dim=-1)
 
     def step(
         self, x: Tensor, memory: NeuralMemoryState, position: int, tails: Sequence[Tensor] | None
@@ -116,11 +124,12 @@ class NeuralMemory(nn.Module):
         gates = self.gates(x).to(memory.weights[0].dtype).sigmoid()
         decay, step_size, momentum = gates.chunk(3, dim=-1)
         decay = decay if self.use_decay else torch.zeros_like(decay)
-        momentum = momentum if self.use_momentum else torch.zeros_like(momentum)
+        momentum = MAX_MOMENTUM * momentum if self.use_momentum else torch.zeros_like(momentum)
+        scale = self.max_step_size * (1 - MAX_MOMENTUM if self.use_momentum else 1)
         y, memory = neural_memory(
             *qkv,
             decay,
-            self.max_step_size * step_size * (1 - momentum),
+            scale * step_size,
             momentum,
             memory,
             position,

@@ -5,9 +5,10 @@
     ...text of the same document...
     #q=
 
-The key is one letter and stands directly before its value, so that a convolution of width four sees
-it beside the first three digits; the line is short, so that a short training sequence holds several.
-The same format is used to train and to evaluate.
+The key is one letter directly before its value: where a number is asked for, a convolution of width
+four sees the key beside the digits known so far; where the needle stands it sees the key beside the
+first two digits, and links the others to those. The line is short, so that a short training sequence
+holds several. The same format is used to train and to evaluate.
 """
 
 from __future__ import annotations
