@@ -41,11 +41,13 @@ class ExpertHistory(NamedTuple):
     sampled_rewards:    of the sampled answers, one number a step.
     validation_rewards: (step, expected reward) in order; step 0 is the base.
     best_step:          the step whose vector was kept; 0 where nothing beat the base.
+    num_tokens:         of prompts and sampled answers that its steps learned from.
     """
 
     sampled_rewards: list[float]
     validation_rewards: list[tuple[int, float]]
     best_step: int
+    num_tokens: int
 
     @property
     def reward_before(self) -> float:
@@ -156,7 +158,7 @@ def train_expert(
         return expected_reward(model, validation, domain=domain, num_batches=num_validation_batches)
 
     best_reward, best_step, best_vector = evaluate(), 0, model.experts[row].detach().clone()
-    validation_rewards, sampled_rewards = [(0, best_reward)], []
+    validation_rewards, sampled_rewards, num_tokens = [(0, best_reward)], [], 0
     for step in range(1, num_steps + 1):
         prompts, answers = _batch(model, training, step - 1)
         sampled = sample_answers(
@@ -176,6 +178,7 @@ def train_expert(
         nn.utils.clip_grad_norm_([model.experts], gradient_clip)
         optimizer.step()
         sampled_rewards.append(rewards.mean().item())
+        num_tokens += prompts.numel() + sampled.numel()
         if step % evaluate_every == 0 or step == num_steps:
             reward = evaluate()
             validation_rewards.append((step, reward))
@@ -187,7 +190,7 @@ def train_expert(
     with torch.no_grad():
         model.experts[row] = best_vector
     model.experts.grad = None
-    return ExpertHistory(sampled_rewards, validation_rewards, best_step)
+    return ExpertHistory(sampled_rewards, validation_rewards, best_step, num_tokens)
 
 
 def train_classifier(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,13 @@ def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate
 
 
 def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainPoint:
-    """Transformer²: the base's checkpoint, trained if it is not there, and experts on top of it."""
+    """Transformer²: the base's checkpoint, trained if it is not there, and experts on top of it.
+
+    Of the point's metrics the losses, trained_tokens and learning_rate are the base's. Beside them stand
+    base_train_seconds, expert_train_seconds (experts and classifier, their looks at the validation
+    batches too) and expert_tokens (prompts and sampled answers of the REINFORCE steps). train_seconds is
+    the sum of the two times, and tokens_per_s all tokens, the experts' too, by that sum; the base's own
+    speed is details["base_tokens_per_s"]."""
     settings, reference = job.config["arch"]["expert_training"], job.config["reference"]
     train_settings, rate = job.config["train"], job.config["arch"]["learning_rate"]  # the base's rate
     key = {"model": model_config, "experts": settings, "base": reference["model"]}
@@ -138,6 +145,7 @@ def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> Train
     model.eval()
     reinforce = settings["reinforce"]
     with _bar(job, "experts", reinforce["num_steps"] * len(model.domains)) as bar:
+        started = time.perf_counter()
         with typed_errors():
             result = train_experts(
                 model,
@@ -147,10 +155,21 @@ def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> Train
                 seed=job.config["seed"],
                 on_step=lambda domain, step: bar.update(),
             )
-    point["metrics"]["num_parameters"] = model.num_parameters
+    metrics = point["metrics"]
+    base_seconds, expert_seconds = metrics["train_seconds"], time.perf_counter() - started
+    expert_tokens = sum(history.num_tokens for history in result.histories.values())
     point["details"] = {
+        "base_tokens_per_s": metrics["tokens_per_s"],
         "experts": {domain: _expert_details(history) for domain, history in result.histories.items()},
         "classifier_accuracy": result.classifier_accuracy,
+    }
+    metrics |= {
+        "num_parameters": model.num_parameters,
+        "base_train_seconds": base_seconds,
+        "expert_train_seconds": expert_seconds,
+        "expert_tokens": expert_tokens,
+        "train_seconds": base_seconds + expert_seconds,
+        "tokens_per_s": (metrics["trained_tokens"] + expert_tokens) / (base_seconds + expert_seconds),
     }
     save_model(path, model, point)
     return point

@@ -105,6 +105,14 @@ def test_the_base_of_transformer_squared_is_the_one_of_its_own_job(
     )
     for name in ("learning_rate", "final_validation_loss_nats", "trained_tokens"):
         assert squared.metrics[name] == base.metrics[name]
+    metrics = squared.metrics
+    assert metrics["base_train_seconds"] == base.metrics["train_seconds"]
+    assert metrics["expert_train_seconds"] > 0 and metrics["expert_tokens"] >= 2 * 32 * 128
+    seconds = metrics["base_train_seconds"] + metrics["expert_train_seconds"]
+    assert metrics["train_seconds"] == pytest.approx(seconds)
+    tokens = metrics["trained_tokens"] + metrics["expert_tokens"]
+    assert metrics["tokens_per_s"] == pytest.approx(tokens / seconds)
+    assert squared.details["base_tokens_per_s"] == base.metrics["tokens_per_s"]
 
 
 def test_a_search_trains_at_every_rate_and_keeps_the_best(

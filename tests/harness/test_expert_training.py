@@ -68,6 +68,7 @@ def test_experts_learn_and_dispatch_finds_them() -> None:
     assert steps == [(domain, step) for domain in ("low", "high") for step in range(1, 61)]
     for domain, history in training.histories.items():
         assert len(history.sampled_rewards) == 60
+        assert history.num_tokens == 60 * sum(tensor.numel() for tensor in TRAINING[domain](0))
         assert history.reward_after > history.reward_before + 0.2, (domain, history)
         kept = expected_reward(model, VALIDATION[domain], domain=domain, num_batches=4)
         assert kept == pytest.approx(history.reward_after, abs=1e-6)
