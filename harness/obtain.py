@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from archs.base import SequenceModel
+from archs.base import SequenceModel, resolve_implementations
 from harness.checkpoint import load_model, save_model
 from harness.config import build_model, instantiate, training_hash, training_settings
+from harness.environment import git_commit
 from harness.expert_training import train_experts
 from harness.logbook import Logbook
 from harness.train import Diverged, History, train, typed_errors
@@ -87,7 +88,7 @@ def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate
     """Trains at one learning rate, or loads what was trained so. Raises Diverged."""
     path = _checkpoint_path(job, training_hash(job.config, model_config, rate, job.corpus.content_hash))
     if path.exists():
-        return load_model(path, model)
+        return _load(job, path, model)
     training = training_settings(job.config, rate)
     torch.manual_seed(job.config["seed"])
     model.load_state_dict(build_model(model_config).state_dict())
@@ -129,7 +130,7 @@ def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> Train
         key["base_rates"] = train_settings["search_grid"]
     path = _checkpoint_path(job, training_hash(job.config, key, rate, job.corpus.content_hash))
     if path.exists():
-        return load_model(path, model)
+        return _load(job, path, model)
     samplers = {
         split: {
             domain: instantiate({**settings["prompts"], "_partial_": True})(
@@ -159,6 +160,8 @@ def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> Train
     base_seconds, expert_seconds = metrics["train_seconds"], time.perf_counter() - started
     expert_tokens = sum(history.num_tokens for history in result.histories.values())
     point["details"] = {
+        **_trained_on(job, model),
+        "base": point["details"],
         "base_tokens_per_s": metrics["tokens_per_s"],
         "experts": {domain: _expert_details(history) for domain, history in result.histories.items()},
         "classifier_accuracy": result.classifier_accuracy,
@@ -182,6 +185,31 @@ def _expert_details(history: Any) -> dict[str, Any]:
         "best_step": history.best_step,
         "validation_rewards": history.validation_rewards,
         "sampled_rewards": history.sampled_rewards,
+    }
+
+
+def _load(job: Job, path: Path, model: SequenceModel) -> TrainPoint:
+    """The checkpoint's point, which says what the model was trained on, not what it is loaded on; says so
+    where the program has changed in between."""
+    point = load_model(path, model)
+    then, now = point["details"].get("git_commit"), git_commit()[0]
+    if then != now:
+        name = job.identity[0]
+        print(
+            f"{name}: its checkpoint was trained at commit {then or 'unknown'}; this is {now or 'unknown'}."
+        )
+    return point
+
+
+def _trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
+    """What trains the model, kept in its checkpoint."""
+    commit, is_dirty = git_commit()
+    return {
+        "implementations": resolve_implementations(model, job.device),
+        "device": job.device.type,
+        "num_threads": torch.get_num_threads(),
+        "git_commit": commit,
+        "is_dirty": is_dirty,
     }
 
 
@@ -212,5 +240,5 @@ def _train_point(job: Job, model: SequenceModel, history: History, rate: float) 
             "validation_step": history.validation_steps,
             "validation_loss_nats": history.validation_losses_nats,
         },
-        "details": {},
+        "details": _trained_on(job, model),
     }

@@ -90,7 +90,7 @@ def _obtain_model(
         print(f"{config['arch']['name']}: parameters {mismatch:+.2%} against the reference.")
     torch.manual_seed(config["seed"])
     model = build_model(model_config).to(job.device)
-    implementations = resolve_implementations(model, job.device)
+    resolve_implementations(model, job.device)  # one that cannot run here is a mistake of the user's
     previous = job.logbook.done(*job.identity, "train", {})
     if previous is not None and previous.status != "ok":
         return model, {"status": previous.status, "reason": f"training: {previous.reason}"}
@@ -108,8 +108,6 @@ def _obtain_model(
         return model, {"status": status, "reason": f"training: {reason}"}
     if previous is None:
         point["details"] |= {
-            "implementations": implementations,
-            "device": job.device.type,
             "dtype": config["dtype"],
             "parameter_mismatch": mismatch,
             "trained_lengths_tokens": list(job.stream.trained_lengths_tokens),

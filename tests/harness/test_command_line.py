@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from harness.record import Point
@@ -85,6 +86,32 @@ def test_the_experiment_for_a_gpu_runs_on_a_cpu(
         if p.cell["phase"] == "prefill"
     }
     assert dispatched
+
+
+def test_a_checkpoint_says_what_it_was_trained_on(
+    quick_command: Command,
+    tiny: list[str],
+    points: Points,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a run that loads it too, on other threads and at another commit."""
+    arguments = [*tiny, "task=[]", f"output={tmp_path}"]
+    threads = torch.get_num_threads()
+    try:
+        for commit, num_threads in (("first", 1), ("first", 1), ("second", 2)):
+            monkeypatch.setenv("LONGARCH_GIT_COMMIT", commit)
+            for path in tmp_path.glob("records/*.jsonl"):
+                path.unlink()
+            code, out, err = quick_command(*arguments, f"num_threads={num_threads}")
+            assert code == 0, err
+            assert ("trained at commit first; this is second" in out) == (commit == "second")
+            assert out.count("trained at commit") == (commit == "second")
+    finally:
+        torch.set_num_threads(threads)
+    (train,) = points(tmp_path, task="train")
+    assert train.details["git_commit"] == "first" and train.details["num_threads"] == 1
+    assert train.details["device"] == "cpu" and train.details["implementations"]
 
 
 def test_the_base_of_transformer_squared_is_the_one_of_its_own_job(
