@@ -15,7 +15,7 @@ from harness import jobs
 from harness.check import check_root
 from harness.record import Point, content_hash
 
-#: Where and how a job runs; what it measures does not depend on them.
+#: Where and how a job runs; what it measures does not depend on them, but for times on num_threads.
 NOT_RESULT_KEYS = ("output", "experiment_name", "num_threads", "job_timeout_s", "retry_failed", "interleave")
 
 
@@ -64,7 +64,8 @@ def run_process(kind: str, configs: list[dict[str, Any]], output: Path) -> list[
     name = first["arch"]["name"] if kind == "quality" else "latency"
     if kind == "latency" and len(configs) == 1:
         name = f"latency-{first['arch']['name']}"
-    kept = [{k: v for k, v in c.items() if k not in NOT_RESULT_KEYS} for c in configs]
+    ignored = [k for k in NOT_RESULT_KEYS if kind == "quality" or k != "num_threads"]
+    kept = [{k: v for k, v in c.items() if k not in ignored} for c in configs]
     spec = {
         "kind": kind,
         "job": f"{name}-{first['size']['name']}-seed{first['seed']}",

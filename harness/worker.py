@@ -23,7 +23,7 @@ from harness.errors import sentence
 from harness.jobs import EXIT_CRASHED, EXIT_INPUT_ERROR, EXIT_OUT_OF_MEMORY
 from harness.logbook import Logbook, write_in_flight
 from harness.measure import is_out_of_memory
-from harness.record import Header
+from harness.record import Header, content_hash
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -92,8 +92,11 @@ def _header(spec: dict[str, Any], device: torch.device) -> Header:
 
 
 def _record_path(spec: dict[str, Any], device: torch.device) -> Path:
-    """A file holds one job on one kind of device: a later run elsewhere measures anew."""
-    name = f"{spec['job']}-{device.type}-{spec['config_hash']}.jsonl"
+    """A file holds one job on one kind of machine: a run elsewhere measures anew, and the files of both
+    can be copied into one folder."""
+    gpu_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    machine = content_hash([environment.cpu_name(), gpu_name, device.type], length=6)
+    name = f"{spec['job']}-{device.type}-{machine}-{spec['config_hash']}.jsonl"
     return Path(spec["configs"][0]["output"]) / "records" / name
 
 

@@ -88,6 +88,30 @@ def test_the_experiment_for_a_gpu_runs_on_a_cpu(
     assert dispatched
 
 
+def test_times_belong_to_a_machine_and_its_threads(
+    quick_command: Command,
+    tiny: list[str],
+    points: Points,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each has a record file of its own; training is measured once a machine."""
+    latency = ["tasks.latency.context_lengths_tokens=[16]", "tasks.latency.num_samples=1"]
+    arguments = [*tiny, "task=[latency]", *latency, f"output={tmp_path}"]
+    threads = torch.get_num_threads()
+    try:
+        counts = []
+        for cpu_name, num_threads in (("A", 1), ("A", 1), ("A", 2), ("B", 1)):
+            monkeypatch.setattr("harness.environment.cpu_name", lambda cpu_name=cpu_name: cpu_name)
+            code, _, err = quick_command(*arguments, f"num_threads={num_threads}")
+            assert code == 0, err
+            counts.append((len(points(tmp_path, task="latency")), len(points(tmp_path, task="train"))))
+    finally:
+        torch.set_num_threads(threads)
+    assert counts == [(2, 1), (2, 1), (4, 1), (6, 2)]
+    assert len(list((tmp_path / "records").iterdir())) == 5
+
+
 def test_a_checkpoint_says_what_it_was_trained_on(
     quick_command: Command,
     tiny: list[str],
