@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from archs.base import SequenceModel
+from archs.base import Flops, SequenceModel
 from harness.check import check_root
 from harness.config import build_model, compose_config, matched_model_config, resolve
 from harness.errors import sentence
@@ -23,15 +23,21 @@ CONTEXT_LENGTHS_TOKENS = tuple(2**power for power in range(10, 21))
 
 def card(model: SequenceModel, dtype: str) -> dict[str, Any]:
     """num_parameters, dtype, and for batch 1, by context length in tokens: state_bytes,
-    prefill_flops_per_token and decode_flops_per_token. Costs no memory on the meta device."""
+    prefill_flops_per_token and decode_flops_per_token; of a model that has `dispatch_flops`
+    (Transformer²) dispatch_flops_per_token too, which is apart from the prefill's. Costs no memory on
+    the meta device."""
     lengths = CONTEXT_LENGTHS_TOKENS
-    return {
+    dispatch_flops: Callable[[int], Flops] | None = getattr(model, "dispatch_flops", None)
+    values: dict[str, Any] = {
         "num_parameters": model.num_parameters,
         "dtype": dtype,
         "state_bytes": {str(n): model.state_bytes_at(1, n) for n in lengths},
         "prefill_flops_per_token": {str(n): model.flops(n, "prefill").total / n for n in lengths},
         "decode_flops_per_token": {str(n): model.flops(n, "decode").total for n in lengths},
     }
+    if dispatch_flops is not None:
+        values["dispatch_flops_per_token"] = {str(n): dispatch_flops(n).total / n for n in lengths}
+    return values
 
 
 def meta_model(config: Mapping[str, Any]) -> tuple[SequenceModel, float | None]:
@@ -42,16 +48,25 @@ def meta_model(config: Mapping[str, Any]) -> tuple[SequenceModel, float | None]:
 
 def table(name: str, values: Mapping[str, Any], mismatch: float | None) -> str:
     """The card for people."""
+    dispatch = values.get("dispatch_flops_per_token")
+    heading = f"{'context':>9}  {'state bytes':>15}  {'prefill FLOPs/token':>20}  {'decode FLOPs/token':>19}"
+    if dispatch is not None:
+        heading += f"  {'dispatch FLOPs/token':>21}"
     lines = [
         f"{name}: {values['num_parameters']:,} parameters, {values['dtype']}, batch 1",
         "" if mismatch is None else f"parameters against the reference: {mismatch:+.2%}",
-        f"{'context':>9}  {'state bytes':>15}  {'prefill FLOPs/token':>20}  {'decode FLOPs/token':>19}",
+        heading,
     ]
     for length in values["state_bytes"]:
         lines.append(
             f"{length:>9}  {values['state_bytes'][length]:>15,}  "
             f"{values['prefill_flops_per_token'][length]:>20,.0f}  "
             f"{values['decode_flops_per_token'][length]:>19,.0f}"
+            + ("" if dispatch is None else f"  {dispatch[length]:>21,.0f}")
+        )
+    if dispatch is not None:
+        lines.append(
+            "Dispatch, the first pass over a prompt that chooses experts, is apart from the prefill."
         )
     return "\n".join(line for line in lines if line)
 

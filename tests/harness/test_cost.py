@@ -59,6 +59,17 @@ def test_attention_grows_with_context_and_a_recurrent_state_does_not(
     assert "parameters against the reference: " in out
 
 
+def test_dispatch_is_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    card, out = card_of(capsys, "arch=transformer_squared", "size=nano")
+    plain, plain_out = card_of(capsys, "arch=transformer", "size=nano")
+    dispatch, prefill = card["dispatch_flops_per_token"], card["prefill_flops_per_token"]
+    assert list(dispatch) == list(prefill)
+    for length in dispatch:  # as much as a prefill, but for head and classifier
+        assert 0.5 * prefill[length] < dispatch[length] < prefill[length]
+    assert "dispatch FLOPs/token" in out and "is apart from the prefill" in out
+    assert "dispatch_flops_per_token" not in plain and "ispatch" not in plain_out
+
+
 def test_half_the_bytes_in_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
     full, _ = card_of(capsys, "size=nano")
     half, _ = card_of(capsys, "size=nano", "dtype=bfloat16")
