@@ -19,9 +19,8 @@ from archs.ops.neural_memory import OPERATION, NeuralMemoryState, neural_memory
 #: 1 / (1 - MAX_MOMENTUM) times whatever they are, and the step is divided by just that.
 MAX_MOMENTUM = 0.75
 
-#: The largest steps of a chunk, added up; half of it is used at the start. Larger overshoots, smaller
-#: learns slowly.
-STEP_PER_CHUNK = 2.0
+#: The largest steps of a chunk, added up: more overshoots where a chunk's keys are alike.
+STEP_PER_CHUNK = 1.0
 
 #: Of the last matrix' starting values, against 1 / sqrt(rows) of the others.
 LAST_START_SCALE = 0.02
@@ -101,8 +100,8 @@ class NeuralMemory(nn.Module):
         with torch.no_grad():
             self.start[-1].mul_(LAST_START_SCALE)
         nn.init.normal_(self.gates.weight, std=d_model**-0.5)
-        with torch.no_grad():  # sigmoid: decay 0.7%, half the largest step and momentum
-            self.gates.bias.copy_(torch.tensor([-5.0, 0.0, 0.0]).repeat_interleave(num_heads))
+        with torch.no_grad():  # sigmoid: decay 0.7%, 88% of the largest step and momentum
+            self.gates.bias.copy_(torch.tensor([-5.0, 2.0, 2.0]).repeat_interleave(num_heads))
 
     def project(self, which: int, x: Tensor, tail: Tensor | None = None) -> Tensor:
         """(B, C, D) -> q (which 0), k (1) or v (2), (B, C, H, K); updates `tail` in place."""
