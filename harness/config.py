@@ -111,14 +111,17 @@ def instantiate(node: Mapping[str, Any]) -> Any:
 
 def matched_model_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
     """The model's configuration after `match`, and the remaining relative mismatch in parameters
-    against the reference (None where nothing was matched).
+    against the reference (None for the reference itself, and with match=none).
 
     An architecture's `match` names the key whose value is solved (`d_ff` or `d_model`) and the
-    step it moves in. Raises ValueError where no value comes within MATCH_TOLERANCE."""
+    step it moves in; one without it is compared as it is, and `mismatch_text` says what it is over.
+    Raises ValueError where no value of the key comes within MATCH_TOLERANCE."""
     model_config, rule = dict(config["arch"]["model"]), config["arch"]["match"]
-    if config["match"] == "none" or rule is None:
+    if config["match"] == "none" or model_config == config["reference"]["model"]:
         return model_config, None
     target = build_model(config["reference"]["model"], "meta").num_parameters
+    if rule is None:
+        return model_config, build_model(model_config, "meta").num_parameters / target - 1
 
     def count(value: int) -> int:
         return build_model({**model_config, rule["key"]: value}, "meta").num_parameters
@@ -132,6 +135,15 @@ def matched_model_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], flo
             "match=none."
         )
     return {**model_config, rule["key"]: value}, mismatch
+
+
+def mismatch_text(mismatch: float) -> str:
+    """The mismatch in words. Beyond MATCH_TOLERANCE it is that of an architecture whose `match` is null:
+    Transformer², say, has its experts beside the base's widths by design."""
+    text = f"parameters {mismatch:+.2%} against the reference"
+    if abs(mismatch) <= MATCH_TOLERANCE:
+        return f"{text}."
+    return f"{text}; more than {MATCH_TOLERANCE:.0%}, and left so, for arch.match is null."
 
 
 def _nearest(count: Callable[[int], int], target: int, step: int, start: int) -> int:

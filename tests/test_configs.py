@@ -71,8 +71,8 @@ def test_parameters_are_matched(arch: str, size: str) -> None:
     model_config, mismatch = matched_model_config(config)
     reference = build_model(config["reference"]["model"], "meta").num_parameters
     if config["arch"]["match"] is None:
-        assert mismatch is None and model_config == config["arch"]["model"]
-        model_config = config["reference"]["model"]  # itself, or Transformer² with its own base
+        is_reference = model_config == config["reference"]["model"]
+        assert (mismatch is None) == is_reference and model_config == config["arch"]["model"]
     else:
         assert mismatch is not None and abs(mismatch) <= MATCH_TOLERANCE
         if config["arch"]["match"]["key"] == "d_ff":

@@ -148,7 +148,7 @@ def test_the_base_of_transformer_squared_is_the_one_of_its_own_job(
     checkpoints = set((tmp_path / "checkpoints").iterdir())
     assert len(checkpoints) == len(rates)
     experts = ["arch=transformer_squared", "arch.expert_training.reinforce.num_steps=1"]
-    code, _, err = quick_command(*arguments, *experts)
+    code, out, err = quick_command(*arguments, *experts)
     assert code == 0, err
     assert len(set((tmp_path / "checkpoints").iterdir()) - checkpoints) == 1
     (base,), (squared,) = (
@@ -163,6 +163,10 @@ def test_the_base_of_transformer_squared_is_the_one_of_its_own_job(
     assert metrics["train_seconds"] == pytest.approx(seconds)
     tokens = metrics["trained_tokens"] + metrics["expert_tokens"]
     assert metrics["tokens_per_s"] == pytest.approx(tokens / seconds)
+    mismatch = metrics["num_parameters"] / base.metrics["num_parameters"] - 1
+    assert squared.details["parameter_mismatch"] == pytest.approx(mismatch) and mismatch > 0
+    assert base.details["parameter_mismatch"] is None
+    assert f"transformer_squared: parameters {mismatch:+.2%} against the reference" in out
     assert squared.details["base_tokens_per_s"] == base.metrics["tokens_per_s"]
 
 

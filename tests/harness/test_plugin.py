@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import check_config, compose_config, matched_model_config, resolve
+from harness.config import (
+    MATCH_TOLERANCE,
+    check_config,
+    compose_config,
+    matched_model_config,
+    mismatch_text,
+    resolve,
+)
 from harness.record import Point
 
 CONF = Path(__file__).resolve().parent / "plugin" / "conf"
@@ -61,6 +68,17 @@ def test_a_yaml_file_that_lacks_something_says_what(
         arguments = [f"--config-dir={folder.parent}", "arch=broken", *tiny, "task=[]"]
         code, _, err = quick_command(*arguments, f"output={tmp_path / 'o'}")
         assert code == 2 and f"error: {words}" in err and "Traceback" not in err
+
+
+def test_what_is_not_matched_is_compared_and_said(in_environment: None) -> None:
+    overrides = ["arch=toy", "arch.match=null", "arch.model.d_ff=4"]
+    model_config, mismatch = matched_model_config(resolve(compose_config(overrides, str(CONF))))
+    assert model_config["d_ff"] == 4 and mismatch is not None and mismatch < -MATCH_TOLERANCE
+    assert mismatch_text(mismatch).endswith(
+        "against the reference; more than 2%, and left so, for arch.match is null."
+    )
+    assert mismatch_text(0.011) == "parameters +1.10% against the reference."
+    assert matched_model_config(resolve(compose_config(["arch=transformer"])))[1] is None
 
 
 def test_a_failing_constructor_ends_in_its_own_sentence(in_environment: None) -> None:
