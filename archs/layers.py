@@ -12,6 +12,14 @@ from torch.utils.checkpoint import checkpoint
 from archs.base import Flops, Mixer, Phase
 
 
+def undecayed(values: Tensor) -> nn.Parameter:
+    """A parameter that training leaves out of weight decay: a gain, bias or rate that has the shape of
+    a matrix because heads have their own."""
+    parameter = nn.Parameter(values)
+    parameter.is_decayed = False  # type: ignore[attr-defined]
+    return parameter
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases (Shazeer 2020, arXiv 2002.05202)."""
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution
+from archs.layers import CausalConvolution, undecayed
 from archs.ops.selective_scan import OPERATION as SELECTIVE_SCAN
 from archs.ops.selective_scan import selective_scan, selective_step
 from archs.ops.ssd import OPERATION as SSD
@@ -86,8 +86,7 @@ class Mamba(Mixer):
         self.conv1d = CausalConvolution(d_model=inner, width=conv_width, use_bias=use_conv_bias)
         self.x_proj = nn.Linear(inner, dt_rank + 2 * state_width, bias=False)
         self.dt_proj = nn.Linear(dt_rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1.0, state_width + 1).log().repeat(inner, 1))
-        self.A_log.is_decayed = False  # type: ignore[attr-defined]  # as in the published code
+        self.A_log = undecayed(torch.arange(1.0, state_width + 1).log().repeat(inner, 1))  # as published
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=use_bias)
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)

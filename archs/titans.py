@@ -44,12 +44,14 @@ class NeuralMemory(nn.Module):
     and momentum are sigmoids of a linear map of the input, one value a token and head, the latter two
     times a ceiling.
 
-    This project's own, where the paper gives nothing or this departs from it: v is normalised too (what
-    is read is normalised after it anyway, and nothing else would bound what the memory is asked to
-    hold); momentum is at most MAX_MOMENTUM, and the step is divided by the repetitions that allows, so
-    that no sequence of gates repeats a gradient more often than it was scaled for; a chunk's gradients
-    are all taken at one point, so `max_step_size` None is STEP_PER_CHUNK / chunk_tokens; the last matrix starts near zero, so that what has been written
-    is not drowned by what an empty memory answers.
+    This project's own, where the paper gives nothing or this departs from it:
+    - v is normalised too: what is read is normalised after it anyway, and nothing else would bound what
+      the memory is asked to hold.
+    - Momentum is at most MAX_MOMENTUM, and the step is divided by the repetitions that allows, so that
+      no sequence of gates repeats a gradient more often than it was scaled for.
+    - `max_step_size` None is STEP_PER_CHUNK / chunk_tokens: a chunk's gradients are all taken at one point.
+    - The last matrix starts near zero, so that what has been written is not drowned by what an empty
+      memory answers, and the gates of step and momentum start nearly open.
 
     use_momentum, use_decay: the paper's ablations (its Table 5); False holds the gate at zero.
     Raises ValueError where a size makes no sense.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution, rotary
+from archs.layers import CausalConvolution, rotary, undecayed
 from archs.ops.ttt_linear import OPERATION as LINEAR
 from archs.ops.ttt_linear import TTTLinearWeights, ttt_linear
 from archs.ops.ttt_mlp import OPERATION as MLP
@@ -82,9 +82,9 @@ class TTTMixer(Mixer):
         self.conv_k = CausalConvolution(d_model=d_model, width=conv_width) if share_qk else None
         self.learnable_token_idx = nn.Parameter(torch.zeros(mini_batch_tokens))
         self.learnable_ttt_lr_weight = nn.Parameter(torch.randn(num_heads, 1, d_model) * 0.02)
-        self.learnable_ttt_lr_bias = nn.Parameter(torch.zeros(num_heads, 1))
-        self.ttt_norm_weight = nn.Parameter(torch.ones(num_heads, self.head_width))
-        self.ttt_norm_bias = nn.Parameter(torch.zeros(num_heads, self.head_width))
+        self.learnable_ttt_lr_bias = undecayed(torch.zeros(num_heads, 1))
+        self.ttt_norm_weight = undecayed(torch.ones(num_heads, self.head_width))
+        self.ttt_norm_bias = undecayed(torch.zeros(num_heads, self.head_width))
         self.post_norm = nn.LayerNorm(d_model, eps=norm_eps)
 
     @abstractmethod
@@ -236,7 +236,7 @@ class TTTLinear(TTTMixer):
             implementation=implementation,
         )
         self.W1 = nn.Parameter(torch.randn(num_heads, self.head_width, self.head_width) * 0.02)
-        self.b1 = nn.Parameter(torch.zeros(num_heads, 1, self.head_width))
+        self.b1 = undecayed(torch.zeros(num_heads, 1, self.head_width))
 
     def _inner_weights(self) -> tuple[Tensor, ...]:
         return (torch.cat((self.W1, self.b1), dim=1),)
@@ -285,9 +285,9 @@ class TTTMLP(TTTMixer):
         )
         width, hidden = self.head_width, 4 * self.head_width
         self.W1 = nn.Parameter(torch.randn(num_heads, width, hidden) * 0.02)
-        self.b1 = nn.Parameter(torch.zeros(num_heads, 1, hidden))
+        self.b1 = undecayed(torch.zeros(num_heads, 1, hidden))
         self.W2 = nn.Parameter(torch.randn(num_heads, hidden, width) * 0.02)
-        self.b2 = nn.Parameter(torch.zeros(num_heads, 1, width))
+        self.b2 = undecayed(torch.zeros(num_heads, 1, width))
 
     def _inner_weights(self) -> tuple[Tensor, ...]:
         return torch.cat((self.W1, self.b1), dim=1), torch.cat((self.W2, self.b2), dim=1)
