@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
+import itertools
 import math
-import platform
+import os
+import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-
-#: Parameters of glibc's mallopt, by malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-PROBE_MMAP_BYTES = 64 << 10
-#: Where glibc's own adjustment ends in a process that has freed large blocks. mallopt turns that
-#: adjustment off for good, so this is what timed calls after a probe run with.
-USUAL_MMAP_BYTES = 32 << 20
 
 
 def time_call_ms(call: Callable[[], object], device: torch.device) -> float:
@@ -37,22 +32,19 @@ def time_call_ms(call: Callable[[], object], device: torch.device) -> float:
 
 
 class PeakMemory:
-    """Peak memory of the block it surrounds, above what was held when the block began.
+    """Peak memory of torch's tensors in the block it surrounds, above what was held when it began.
 
-    `bytes` is the allocator's peak on a GPU; with Linux and glibc the process's peak resident set,
-    reset at the start through /proc/self/clear_refs; None where neither can be had.
-
-    On a CPU, freed memory is given back to the system before the block and, in large blocks, at once
-    within it: what the allocator keeps for later would otherwise hide what the block needs. That
-    costs time, so a block is not timed. Call what is measured once before: a first call also loads
-    code and fills caches.
+    `bytes` is the largest sum of what torch's allocator had handed out: on a GPU by its statistics, on a
+    CPU by the profiler's record of every allocation, exactly, whatever ran before. Memory that is not
+    torch's (Python's objects, buffers inside oneDNN or MKL) is left out on both. The record costs time,
+    so a block is not timed.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.bytes: int | None = None
-        self._start: int | None = None
-        self._c_library: ctypes.CDLL | None = None
+        self._start = 0
+        self._profile: torch.autograd.profiler.profile | None = None
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
@@ -60,49 +52,36 @@ class PeakMemory:
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self._start = torch.cuda.memory_allocated(self.device)
-            return self
-        self._c_library = _glibc()
-        if self._c_library is None:
-            return self
-        _set_thresholds(self._c_library, PROBE_MMAP_BYTES)
-        self._c_library.malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-            self._start = _status_bytes("VmRSS")
-        except OSError:
-            self._start = None
+        elif self.device.type == "cpu":
+            self._profile = torch.autograd.profiler.profile(profile_memory=True)
+            with _silent_stderr():
+                self._profile.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._c_library is not None:
-            _set_thresholds(self._c_library, USUAL_MMAP_BYTES)
-        if self._start is None:
-            return
+    def __exit__(self, *exception: Any) -> None:
         if self.device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self._start
-        else:
-            self.bytes = max(0, _status_bytes("VmHWM") - self._start)
+        elif self._profile is not None:
+            with _silent_stderr():
+                self._profile.__exit__(*exception)
+            events: list[Any] = self._profile.kineto_results.events()  # type: ignore[union-attr]
+            changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+            changes.sort(key=lambda change: change[0])
+            self.bytes = max(itertools.accumulate((num_bytes for _, num_bytes in changes), initial=0))
 
 
-def _glibc() -> ctypes.CDLL | None:
-    """The C library, where it is glibc."""
-    if platform.libc_ver()[0] != "glibc":
-        return None
-    return ctypes.CDLL(None)
-
-
-def _set_thresholds(c_library: ctypes.CDLL, mmap_bytes: int) -> None:
-    """Blocks from `mmap_bytes` on are mapped, and given back when freed; the top of the heap is given
-    back when twice that is free. The ratio is glibc's own (mallopt(3))."""
-    c_library.mallopt(M_MMAP_THRESHOLD, mmap_bytes)
-    c_library.mallopt(M_TRIM_THRESHOLD, 2 * mmap_bytes)
-
-
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {key}")
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler's own library writes a line at its start and its end."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def percentile(samples: Sequence[float], fraction: float) -> float:
