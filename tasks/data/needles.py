@@ -23,6 +23,10 @@ from tasks.data.sampling import DocumentSampler
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VALUE_DIGITS = 4
 
+#: Keys are drawn from so many letters, or from as many as there are needles: a small model should meet
+#: each of them often.
+NUM_KEYS = 8
+
 #: Where depths are drawn for training, the uniform range reaches this far past either end of the text.
 END_SHARE = 0.25
 
@@ -30,7 +34,8 @@ END_SHARE = 0.25
 class Needles(NamedTuple):
     """One context with its needles and queries.
 
-    tokens:        ids (context_tokens,); the last query's answer is its end.
+    tokens:        ids (context_tokens,); the last query's answer is its end, or is followed by a line
+                   feed and text where the maker's max_trailing_tokens is positive.
     needle_spans:  [start, stop) of each needle's line, in order of their position.
     query_spans:   [start, stop) of each query up to its answer, in the order asked.
     answer_spans:  [start, stop) of each answer, in the order asked.
@@ -52,23 +57,35 @@ class NeedleMaker:
     last one asked included (asked once each, they would teach that the latest number is never meant),
     so there may be more queries than needles.
     min_needles: where it is given, a context holds any number of needles from it to num_needles;
-    contexts of one needle, which need no key, are learned first and lead to the others.
+    contexts of few needles, of which a guess is often right, are learned first and lead to the others.
+    max_trailing_tokens: up to so many tokens of text, drawn evenly, follow the last answer where the
+    context has room. Without them training ends every context at the same place of an architecture's
+    mini-batches, and a model learns to answer there alone.
     Raises ValueError where a number is not positive, num_needles is more than there are letters or
     min_needles is more than num_needles.
     """
 
     def __init__(
-        self, *, split: Split, num_needles: int = 4, num_queries: int = 1, min_needles: int | None = None
+        self,
+        *,
+        split: Split,
+        num_needles: int = 4,
+        num_queries: int = 1,
+        min_needles: int | None = None,
+        max_trailing_tokens: int = 0,
     ) -> None:
         for name, value in (("num_needles", num_needles), ("num_queries", num_queries)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be positive.")
         self.min_needles = num_needles if min_needles is None else min_needles
+        if max_trailing_tokens < 0:
+            raise ValueError(f"max_trailing_tokens={max_trailing_tokens} must not be negative.")
         if num_needles > len(LETTERS):
             raise ValueError(f"num_needles={num_needles} must be at most {len(LETTERS)}, one a letter.")
         if not 1 <= self.min_needles <= num_needles:
             raise ValueError(f"min_needles={min_needles} must lie between 1 and num_needles={num_needles}.")
         self.split, self.num_needles, self.num_queries = split, num_needles, num_queries
+        self.max_trailing_tokens = max_trailing_tokens
         self._tokenizer = split.tokenizer
         self._newline = self._encode("\n")
         self._values = self._values_of_one_length()
@@ -98,7 +115,8 @@ class NeedleMaker:
         self, context_tokens: int, num_needles: int, rng: np.random.Generator, depth: float | None
     ) -> Needles:
         values = self._values[rng.integers(len(self._values), size=num_needles)]
-        keys = rng.choice(list(LETTERS), size=num_needles, replace=False)
+        letters = list(LETTERS[: max(NUM_KEYS, self.num_needles)])
+        keys = rng.choice(letters, size=num_needles, replace=False)
         prefixes = [self._encode(f"#{key}=") for key in keys]
         lines = [
             np.concatenate([prefix, value, self._newline])
@@ -113,7 +131,9 @@ class NeedleMaker:
                 f"context_tokens={context_tokens} leaves no room for text beside {num_needles} needles "
                 f"and {self.num_queries} queries; use at least {context_tokens - num_text + 1}."
             )
+        num_trailing = int(rng.integers(min(self.max_trailing_tokens, num_text - 1) + 1))
         text = self._text(context_tokens, num_text, rng)
+        text, trailing = np.split(text, [num_text - num_trailing])
         depths = rng.random(num_needles)
         if depth is None:
             # The ends are drawn often enough to be learned: a needle just before its query, or at the
@@ -134,7 +154,7 @@ class NeedleMaker:
             if index == 0:
                 depth_tokens = start
         pieces.append(text[previous:])
-        length += num_text - previous
+        length += len(text) - previous
         query_spans, answer_spans = [], []
         for index in asked:
             start = length + len(prefixes[index])
@@ -142,7 +162,8 @@ class NeedleMaker:
             query_spans.append((length, start))
             answer_spans.append((start, start + self.answer_tokens))
             length += len(lines[index])
-        tokens = np.concatenate(pieces)[:context_tokens]
+        # One token too many: the last line feed, or the end of the trailing text.
+        tokens = np.concatenate([*pieces, trailing])[:context_tokens]
         return Needles(tokens, needle_spans, query_spans, answer_spans, depth_tokens)
 
     def _encode(self, text: str) -> np.ndarray:

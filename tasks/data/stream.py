@@ -6,6 +6,7 @@ the next one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -50,7 +51,8 @@ class TrainingStream:
                         the stage has its own; the last reaches 1. Short stages of needles alone teach
                         recall in the fewest steps.
     needle_fraction:    share of the rows that are needle contexts.
-    num_needles, num_queries, min_needles: see NeedleMaker; several queries a context make the signal denser.
+    num_needles, num_queries, min_needles, max_trailing_tokens: see NeedleMaker; several queries a
+                        context make the signal denser.
     answer_weight:      weight of an answer's tokens in the loss; corpus text has 1.
     text_weight:        weight of the text around the needles. The needles' lines and the queries,
                         which are drawn at random, have 0.
@@ -72,6 +74,7 @@ class TrainingStream:
         num_needles: int = 4,
         num_queries: int = 4,
         min_needles: int | None = None,
+        max_trailing_tokens: int = 0,
         answer_weight: float = 8.0,
         text_weight: float = 1.0,
         is_domain_balanced: bool = True,
@@ -95,8 +98,15 @@ class TrainingStream:
         self.stages = _stages(curriculum, needle_fraction)
         self._documents = DocumentSampler(corpus.train, is_domain_balanced=is_domain_balanced)
         self._validation_documents = DocumentSampler(corpus.validation, is_domain_balanced=is_domain_balanced)
-        self._needles = NeedleMaker(
-            split=corpus.train, num_needles=num_needles, num_queries=num_queries, min_needles=min_needles
+        self._needles, self._validation_needles = (
+            NeedleMaker(
+                split=split,
+                num_needles=num_needles,
+                num_queries=num_queries,
+                min_needles=min_needles,
+                max_trailing_tokens=max_trailing_tokens,
+            )
+            for split in (corpus.train, corpus.validation)
         )
         for stage in self.stages:
             if stage.needle_fraction:
@@ -124,30 +134,60 @@ class TrainingStream:
         num_needle_rows = int((stage.needle_fraction or 0.0) * num_rows + rng.random())
         ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
         weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
-        for row in range(num_rows):
-            if row < num_needle_rows:
-                self._fill_needles(ids[row], weights[row], rng)
-            else:
-                fill_with_text(ids[row], weights[row], self.corpus.train, self._documents, rng)
+        self._fill(ids, weights, num_needle_rows, self.corpus.train, self._documents, self._needles, rng)
         return _batch(ids, weights)
 
     def validation_batches(self) -> Iterator[Batch]:
         """The same windows of validation text every time and for every seed, at the longest trained
         length, without needles."""
+        return self._held_out(0.0)
+
+    def mixture_batches(self) -> Iterator[Batch]:
+        """Like validation_batches, with the last stage's share of needle contexts: the held-out image of
+        what training ends on, by which a search of the learning rate is decided."""
+        return self._held_out(self.stages[-1].needle_fraction or 0.0)
+
+    def _held_out(self, needle_fraction: float) -> Iterator[Batch]:
         sequence_tokens = self.trained_lengths_tokens[-1]
         num_rows = max(1, self.batch_tokens // sequence_tokens)
         for index in range(self.num_validation_batches):
             rng = np.random.default_rng((0, VALIDATION, index))
             ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
             weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
-            for row in range(num_rows):
-                fill_with_text(
-                    ids[row], weights[row], self.corpus.validation, self._validation_documents, rng
-                )
+            # The share is kept over the batches where it is not a whole number of rows.
+            done, total = (math.floor(needle_fraction * num_rows * count) for count in (index, index + 1))
+            self._fill(
+                ids,
+                weights,
+                total - done,
+                self.corpus.validation,
+                self._validation_documents,
+                self._validation_needles,
+                rng,
+            )
             yield _batch(ids, weights)
 
-    def _fill_needles(self, ids: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> None:
-        needles = self._needles.draw(len(ids), rng)
+    def _fill(
+        self,
+        ids: np.ndarray,
+        weights: np.ndarray,
+        num_needle_rows: int,
+        split: Split,
+        documents: DocumentSampler,
+        needles: NeedleMaker,
+        rng: np.random.Generator,
+    ) -> None:
+        """Needle contexts in the first rows, windows of text in the others."""
+        for row in range(len(ids)):
+            if row < num_needle_rows:
+                self._fill_needles(ids[row], weights[row], needles, rng)
+            else:
+                fill_with_text(ids[row], weights[row], split, documents, rng)
+
+    def _fill_needles(
+        self, ids: np.ndarray, weights: np.ndarray, maker: NeedleMaker, rng: np.random.Generator
+    ) -> None:
+        needles = maker.draw(len(ids), rng)
         ids[:] = needles.tokens
         weights[:] = self.text_weight
         # weights[i] belongs to the target ids[i + 1].

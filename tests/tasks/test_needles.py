@@ -52,6 +52,32 @@ def test_each_answer_is_the_number_beside_the_key_that_is_asked_for(corpus: Corp
         assert first_asked is not None and first_asked[1] == text[slice(*needles.query_spans[0])][-2:-1]
 
 
+def test_text_may_follow_the_last_answer_which_then_ends_anywhere(corpus: Corpus) -> None:
+    maker = NeedleMaker(split=corpus.test, num_needles=2, num_queries=2, max_trailing_tokens=16)
+    ends = []
+    for seed in range(300):
+        needles = maker.draw(200, np.random.default_rng(seed))
+        assert len(needles.tokens) == 200
+        _, stop = needles.answer_spans[-1]
+        ends.append(stop)
+        if stop < 200:
+            assert corpus.tokenizer.decode(needles.tokens[stop : stop + 1]) == b"\n"
+    assert set(ends) == set(range(184, 201)), "every place of a mini-batch of 16"
+    # Where there is no room for text after it, the context is made all the same.
+    assert len(maker.draw(33, np.random.default_rng(0)).tokens) == 33
+
+
+def test_keys_are_few_unless_there_are_more_needles(corpus: Corpus) -> None:
+    for num_needles, expected in ((3, b"abcdefgh"), (20, b"abcdefghijklmnopqrst")):
+        maker = NeedleMaker(split=corpus.test, num_needles=num_needles)
+        keys = set()
+        for seed in range(60):
+            needles = maker.draw(400, np.random.default_rng(seed))
+            text = corpus.tokenizer.decode(needles.tokens)
+            keys |= {text[start + 1] for start, _ in needles.needle_spans}
+        assert keys == set(expected)
+
+
 def test_any_number_of_needles_from_the_least_on_occurs(corpus: Corpus) -> None:
     for settings, expected in (({"min_needles": 1}, {1, 2, 3}), ({"min_needles": 2}, {2, 3}), ({}, {3})):
         maker = NeedleMaker(split=corpus.test, num_needles=3, **settings)
@@ -160,6 +186,11 @@ def test_a_context_longer_than_every_document_names_the_longest(corpus: Corpus) 
         ValueError, match=rf"no document of 100001 tokens; its longest is {name} with {tokens}"
     ):
         draw(corpus, 100_000)
+
+
+def test_a_negative_length_of_trailing_text_is_refused(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="max_trailing_tokens=-1 must not be negative"):
+        NeedleMaker(split=corpus.test, max_trailing_tokens=-1)
 
 
 @pytest.mark.parametrize(("num_needles", "num_queries"), [(0, 1), (2, 0), (2, -1)])

@@ -113,6 +113,31 @@ def test_validation_is_the_same_for_every_seed(corpus: Corpus) -> None:
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("share", "by_batch"), [(0.5, [2, 2]), (0.375, [1, 2]), (0.0, [0, 0]), (1.0, [4, 4])]
+)
+def test_the_held_out_mixture_has_the_last_stages_share(
+    corpus: Corpus, share: float, by_batch: list[int]
+) -> None:
+    one, other = (
+        list(
+            make_stream(corpus, needle_fraction=share, seed=seed, num_validation_batches=2).mixture_batches()
+        )
+        for seed in (0, 1)
+    )
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(one, other, strict=True))
+    assert [(batch.weights == 8.0).any(1).sum().item() for batch in one] == by_batch
+    held_out = b"".join(
+        corpus.tokenizer.decode(corpus.validation.document(i)) for i in range(corpus.validation.num_documents)
+    )
+    for batch in one:
+        for row, weights in zip(batch.tokens, batch.weights, strict=True):
+            text = corpus.tokenizer.decode(row.numpy())
+            if (weights == 8.0).any():
+                pieces = re.split(rb"#[a-z]=\d{0,4}\n?", text)
+                assert max(pieces, key=len) in held_out
+
+
 def test_short_documents_share_a_row_and_no_target_crosses(tmp_path: Any) -> None:
     for index in range(30):
         (tmp_path / f"{index}.txt").write_text(f"<{index:02d} is a short text>", encoding="utf-8")
