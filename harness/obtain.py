@@ -18,7 +18,7 @@ from harness.config import build_model, instantiate, training_hash, training_set
 from harness.environment import git_commit
 from harness.expert_training import train_experts
 from harness.logbook import Logbook
-from harness.train import Diverged, History, train, typed_errors
+from harness.train import Diverged, History, mean_loss, train, typed_errors
 
 #: What a "train" point says: metrics, samples, details.
 TrainPoint = dict[str, Any]
@@ -63,7 +63,8 @@ def _obtain_trained(job: Job, model: SequenceModel, model_config: dict[str, Any]
 
 
 def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
-    """Trains at every rate of the grid, records each, and loads the best on validation loss."""
+    """Trains at every rate of the grid, records each, and loads the best: the lowest loss on held-out
+    batches of the mixture that is trained on, text and needles."""
     outcomes: dict[float, float] = {}
     for rate in job.config["train"]["search_grid"]:
         cell = {"learning_rate": rate}
@@ -73,8 +74,11 @@ def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Tra
         except Diverged as error:
             rest: dict[str, Any] = {"status": "diverged", "reason": str(error)}
         else:
-            outcomes[rate] = point["metrics"]["final_validation_loss_nats"]
-            rest = {"metrics": {"validation_loss_nats": outcomes[rate]}}
+            outcomes[rate] = mean_loss(
+                model, job.stream.mixture_batches(), device=job.device, dtype=job.dtype
+            )
+            text_loss = point["metrics"]["final_validation_loss_nats"]
+            rest = {"metrics": {"mixture_loss_nats": outcomes[rate], "validation_loss_nats": text_loss}}
         if job.logbook.done(*job.identity, "learning_rate_search", cell) is None:
             job.logbook.write(*job.identity, "learning_rate_search", cell, **rest)
     if not outcomes:

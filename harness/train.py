@@ -51,6 +51,8 @@ class BatchSource(Protocol):
 
     def validation_batches(self) -> Iterable[Batch]: ...
 
+    def mixture_batches(self) -> Iterable[Batch]: ...
+
 
 @runtime_checkable
 class ProgressListener(Protocol):
@@ -180,7 +182,7 @@ def train(
         is_last = step == settings.num_steps - 1
         if is_last or (step + 1) % settings.validation_interval_steps == 0:
             history.validation_steps.append(step + 1)
-            validation = validation_loss(model, source, device=device, dtype=dtype)
+            validation = mean_loss(model, source.validation_batches(), device=device, dtype=dtype)
             history.validation_losses_nats.append(validation)
             if is_last and not math.isfinite(validation):
                 raise Diverged(f"validation loss {validation} after the last step, step {step}")
@@ -202,19 +204,20 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullc
 
 
 @torch.no_grad()
-def validation_loss(
-    model: SequenceModel, source: BatchSource, *, device: torch.device, dtype: torch.dtype
+def mean_loss(
+    model: SequenceModel, batches: Iterable[Batch], *, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """Mean loss in nats over the source's validation batches."""
+    """Mean weighted loss in nats over batches, in evaluation mode."""
+    was_training = model.training
     model.eval()
     total = weight_sum = 0.0
-    for batch in source.validation_batches():
+    for batch in batches:
         tokens, targets, weights = (t.to(device) for t in batch)
         with autocast(device, dtype):
             loss = model.loss(tokens, targets, weights).item()
         weight = weights.sum().item()
         total, weight_sum = total + loss * weight, weight_sum + weight
-    model.train()
+    model.train(was_training)
     return total / weight_sum
 
 

@@ -254,7 +254,7 @@ def implementations_text(implementations: object) -> str:
 
 
 def learning_rate_table(results: Results) -> Table | None:
-    """Validation loss at each searched rate, the picked one marked; None without a search."""
+    """Held-out loss at each searched rate, the picked one marked; None without a search."""
     points = results.of("learning_rate_search")
     rates = sorted({float(p.cell["learning_rate"]) for p in points if is_number(p.cell.get("learning_rate"))})
     if not rates:
@@ -263,7 +263,7 @@ def learning_rate_table(results: Results) -> Table | None:
     failed = {(p.arch, p.size, p.cell.get("learning_rate")): p.status for p in points if p.status != "ok"}
     rows = []
     for series in results.series:
-        values = [lookup(frame, series, "validation_loss_nats", learning_rate=rate) for rate in rates]
+        values = [lookup(frame, series, "mixture_loss_nats", learning_rate=rate) for rate in rates]
         statuses = [failed.get((*series.key, rate)) for rate in rates]
         if not any(values) and not any(statuses):
             continue
@@ -278,8 +278,9 @@ def learning_rate_table(results: Results) -> Table | None:
         rows.append([name_cell(series), *cells, number_cell(used, rate_text(used))])
     return Table(
         name="learning_rates",
-        caption="Validation loss in nats a token after a short run at each rate of the common grid; bold is "
-        "each architecture's lowest. The last column is the rate that the training above used.",
+        caption="Loss on held-out batches of the mixture that is trained on (text and needle contexts, with "
+        "their weights) after a whole run at each rate of the common grid; bold is each architecture's "
+        "lowest. The last column is the rate that the training above used.",
         columns=[
             Column(title="Architecture", is_numeric=False),
             *(Column(title=rate_text(rate), unit="learning rate") for rate in rates),

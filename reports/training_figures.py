@@ -75,30 +75,31 @@ def _distinct(lines: list[Line]) -> list:
 
 
 def learning_rate_figure(results: Results, output: Path) -> Picture | None:
-    """Validation loss of the short runs of the search against the learning rate."""
+    """Held-out loss of the runs of the search against the learning rate."""
     frame = results.table("learning_rate_search")
-    if "validation_loss_nats" not in frame:
+    if "mixture_loss_nats" not in frame:
         return None
     lines = []
     for series in results.series:
         own = frame[(frame["arch"] == series.arch) & (frame["size"] == series.size)]
-        own = own.dropna(subset=["validation_loss_nats"]).sort_values("learning_rate")
+        own = own.dropna(subset=["mixture_loss_nats"]).sort_values("learning_rate")
         if len(own):
             lines.append(
-                Line(series=series, x=own["learning_rate"].tolist(), y=own["validation_loss_nats"].tolist())
+                Line(series=series, x=own["learning_rate"].tolist(), y=own["mixture_loss_nats"].tolist())
             )
     with drawing():
         figure, axes = new_figure()
         for line in lines:
             plot(axes, line)
         log_axis(axes, "learning rate", "x")
-        axes.set_ylabel("validation loss (nats a token)")
+        axes.set_ylabel("held-out loss (nats, as weighted)")
         legend(figure, _distinct(lines))
         return save(
             figure,
             output,
             name="learning_rate_search",
             title="Learning-rate search",
-            caption="Validation loss in nats a token after a short run against the learning rate (log axis).",
-            alternative_text=f"Validation loss against learning rate, a line each for {names_of(lines)}.",
+            caption="Loss on held-out batches of the mixture that was trained on, text and needle contexts "
+            "with their weights, after a whole run at each learning rate (log axis).",
+            alternative_text=f"Held-out loss against learning rate, a line each for {names_of(lines)}.",
         )

@@ -179,8 +179,9 @@ def test_a_search_trains_at_every_rate_and_keeps_the_best(
     assert code == 0, err
     searched = {p.cell["learning_rate"]: p for p in points(tmp_path, task="learning_rate_search")}
     assert sorted(searched) == rates
-    losses = {r: p.metrics["validation_loss_nats"] for r, p in searched.items() if p.status == "ok"}
+    finished = {r: p.metrics for r, p in searched.items() if p.status == "ok"}
     (train,) = points(tmp_path, task="train")
-    best = min(losses, key=lambda rate: losses[rate])
+    best = min(finished, key=lambda rate: finished[rate]["mixture_loss_nats"])
     assert train.metrics["learning_rate"] == best
-    assert train.metrics["final_validation_loss_nats"] == pytest.approx(losses[best], abs=1e-12)
+    text_loss = finished[best]["validation_loss_nats"]
+    assert train.metrics["final_validation_loss_nats"] == pytest.approx(text_loss, abs=1e-12)

@@ -80,7 +80,7 @@ def quality_points(arch: str, *, run_id: str, seed: int = 0) -> list[Point]:
             {"learning_rate": rate},
             run_id=run_id,
             seed=seed,
-            metrics={"validation_loss_nats": base + abs(math.log10(rate / 1e-3))},
+            metrics={"mixture_loss_nats": base + abs(math.log10(rate / 1e-3))},
         )
         for rate in (3e-4, 1e-3, 3e-3)
     ]
