@@ -8,6 +8,7 @@ Below, D is d_model * expand, the width inside the layer; r is dt_rank, N state_
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,10 @@ from archs.ops.selective_scan import selective_scan, selective_step
 from archs.ops.ssd import OPERATION as SSD
 from archs.ops.ssd import ssd, ssd_step
 
-# The step size at the start of training (arXiv 2312.00752, section 3.6), before any input is seen.
-SMALLEST_STEP, LARGEST_STEP = 0.001, 0.1
+# What the published models start from. The step size (arXiv 2312.00752, section 3.6) is the one before
+# any input is seen; a step of 0.001 to 0.1 writes little, and decays of 1 to 16 a unit step forget soon.
+PUBLISHED_STEPS = (0.001, 0.1)
+PUBLISHED_DECAYS = (1.0, 16.0)
 # The epsilon of the gated norm in the published Mamba-2.
 GATED_NORM_EPS = 1e-5
 
@@ -41,9 +44,15 @@ def _check_positive(**sizes: int) -> None:
             raise ValueError(f"{name}={value} must be positive")
 
 
-def _initial_step_bias(count: int) -> Tensor:
-    """(count,): softplus of it is log-uniform between SMALLEST_STEP and LARGEST_STEP."""
-    low, high = math.log(SMALLEST_STEP), math.log(LARGEST_STEP)
+def _check_ranges(**ranges: Sequence[float]) -> None:
+    for name, values in ranges.items():
+        if len(values) != 2 or not 0 < values[0] <= values[1]:
+            raise ValueError(f"{name}={list(values)} must be two positive numbers, the smaller one first")
+
+
+def _initial_step_bias(count: int, steps: Sequence[float]) -> Tensor:
+    """(count,): softplus of it is log-uniform in the range `steps`."""
+    low, high = (math.log(step) for step in steps)
     step = torch.exp(low + (high - low) * torch.rand(count))
     return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
@@ -58,8 +67,11 @@ class Mamba(Mixer):
 
     dt_rank:        width of the step size's bottleneck, default d_model / 16 rounded up.
     use_conv_bias:  bias of the convolution. use_bias: biases of in_proj and out_proj.
+    start_steps, start_decay, start_skip, start_maps: what training starts from; the defaults are as
+                    published. The range of the step sizes dt; A is -(1..N) times start_decay; D is
+                    start_skip; x_proj's rows for B and C are drawn start_maps times as large.
     implementation: of archs.ops.selective_scan.
-    Raises ValueError where a size is not positive.
+    Raises ValueError where a size or a range is not positive.
     """
 
     operation = SELECTIVE_SCAN
@@ -74,11 +86,18 @@ class Mamba(Mixer):
         dt_rank: int | None = None,
         use_conv_bias: bool = True,
         use_bias: bool = False,
+        start_steps: Sequence[float] = PUBLISHED_STEPS,
+        start_decay: float = 1.0,
+        start_skip: float = 1.0,
+        start_maps: float = 1.0,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
         dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
         _check_positive(d_model=d_model, state_width=state_width, expand=expand, dt_rank=dt_rank)
+        _check_ranges(start_steps=start_steps)
+        if start_decay <= 0:
+            raise ValueError(f"start_decay={start_decay} must be positive")
         self.inner_width, self.state_width, self.dt_rank = expand * d_model, state_width, dt_rank
         self.implementation = implementation
         inner = self.inner_width
@@ -86,12 +105,13 @@ class Mamba(Mixer):
         self.conv1d = CausalConvolution(d_model=inner, width=conv_width, use_bias=use_conv_bias)
         self.x_proj = nn.Linear(inner, dt_rank + 2 * state_width, bias=False)
         self.dt_proj = nn.Linear(dt_rank, inner)
-        self.A_log = undecayed(torch.arange(1.0, state_width + 1).log().repeat(inner, 1))  # as published
-        self.D = nn.Parameter(torch.ones(inner))
+        self.A_log = undecayed((start_decay * torch.arange(1.0, state_width + 1)).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.full((inner,), float(start_skip)))
         self.out_proj = nn.Linear(inner, d_model, bias=use_bias)
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
         with torch.no_grad():
-            self.dt_proj.bias.copy_(_initial_step_bias(inner))
+            self.dt_proj.bias.copy_(_initial_step_bias(inner, start_steps))
+            self.x_proj.weight[dt_rank:] *= start_maps
 
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The activated convolution's output (..., D) -> dt (..., D), A (D, N), B and C (..., N)."""
@@ -154,8 +174,10 @@ class Mamba2(Mixer):
     num_groups:     heads share B and C within a group.
     chunk_tokens:   Q, the tokens of a chunk in the matrix form; moves cost, not results.
     use_conv_bias:  bias of the convolution. use_bias: biases of in_proj and out_proj.
+    start_steps, start_decays, start_skip: what training starts from; the defaults are as published.
+                    The ranges of the step sizes dt and of -A, and D.
     implementation: of archs.ops.ssd.
-    Raises ValueError where a size is not positive, head_width or num_heads does not divide
+    Raises ValueError where a size or a range is not positive, head_width or num_heads does not divide
     expand * d_model, or num_groups does not divide the heads.
     """
 
@@ -174,11 +196,15 @@ class Mamba2(Mixer):
         chunk_tokens: int = 256,
         use_conv_bias: bool = True,
         use_bias: bool = False,
+        start_steps: Sequence[float] = PUBLISHED_STEPS,
+        start_decays: Sequence[float] = PUBLISHED_DECAYS,
+        start_skip: float = 1.0,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
         _check_positive(d_model=d_model, state_width=state_width, head_width=head_width)
         _check_positive(num_groups=num_groups, expand=expand, chunk_tokens=chunk_tokens)
+        _check_ranges(start_steps=start_steps, start_decays=start_decays)
         inner = expand * d_model
         if num_heads is not None:
             if num_heads < 1 or inner % num_heads:
@@ -194,9 +220,9 @@ class Mamba2(Mixer):
         self.conv_channels = inner + 2 * num_groups * state_width
         self.in_proj = nn.Linear(d_model, inner + self.conv_channels + self.num_heads, bias=use_bias)
         self.conv1d = CausalConvolution(d_model=self.conv_channels, width=conv_width, use_bias=use_conv_bias)
-        self.dt_bias = nn.Parameter(_initial_step_bias(self.num_heads))
-        self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
-        self.D = nn.Parameter(torch.ones(self.num_heads))
+        self.dt_bias = nn.Parameter(_initial_step_bias(self.num_heads, start_steps))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(*start_decays).log())
+        self.D = nn.Parameter(torch.full((self.num_heads,), float(start_skip)))
         self.norm = nn.RMSNorm(inner, eps=GATED_NORM_EPS)
         self.out_proj = nn.Linear(inner, d_model, bias=use_bias)
 

@@ -41,6 +41,38 @@ def test_the_step_size_starts_between_a_thousandth_and_a_tenth() -> None:
         assert 0.005 < step.log().mean().exp() < 0.02, "log-uniform: the middle is 0.01"
 
 
+def test_another_start_than_the_published_one() -> None:
+    torch.manual_seed(0)
+    usual = Mamba(d_model=32)
+    torch.manual_seed(0)
+    layer = Mamba(d_model=32, start_steps=(0.5, 2.0), start_decay=0.5, start_skip=0.25, start_maps=3.0)
+    steps = torch.nn.functional.softplus(layer.dt_proj.bias)
+    assert steps.min() > 0.499 and steps.max() < 2.01
+    torch.testing.assert_close(layer.A_log.exp(), 0.5 * usual.A_log.exp())
+    assert (layer.D == 0.25).all()
+    rows = layer.dt_rank
+    torch.testing.assert_close(layer.x_proj.weight[:rows], usual.x_proj.weight[:rows])
+    torch.testing.assert_close(layer.x_proj.weight[rows:], 3 * usual.x_proj.weight[rows:])
+    layer2 = SmallMamba2(d_model=256, start_steps=(0.5, 2.0), start_decays=(0.1, 0.2), start_skip=0.0)
+    steps, rates = torch.nn.functional.softplus(layer2.dt_bias), layer2.A_log.exp()
+    assert steps.min() > 0.499 and steps.max() < 2.01
+    assert rates.min() > 0.099 and rates.max() < 0.201 and (layer2.D == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "name"),
+    [
+        (Mamba, {"start_steps": (0.0, 1.0)}, "start_steps"),
+        (Mamba, {"start_steps": (1.0, 0.5)}, "start_steps"),
+        (Mamba, {"start_decay": 0.0}, "start_decay"),
+        (SmallMamba2, {"start_decays": (1.0,)}, "start_decays"),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_refused(make: type[Mixer], settings: dict, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}=.* must be"):
+        make(d_model=32, **settings)
+
+
 def test_decays_start_as_published() -> None:
     rates = Mamba(d_model=16, state_width=5).A_log.exp()
     torch.testing.assert_close(rates, torch.arange(1.0, 6).repeat(32, 1))
