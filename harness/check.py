@@ -36,6 +36,7 @@ SIZE_HINTS: dict[str, Any] = {
     "num_layers": int,
     "num_heads": int,
     "num_kv_heads": int,
+    "window_tokens": int,
     "d_ff": int,
 }
 ARCH_HINTS: dict[str, Any] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,12 +34,15 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """sequence_tokens is used until this fraction of the steps is done, with a needle_fraction of
-    the stage's own where it is not None."""
+    """sequence_tokens is used until this fraction of the steps is done; the rest is the stream's, or
+    the stage's own."""
 
     until_fraction: float
     sequence_tokens: int
-    needle_fraction: float | None = None
+    needle_fraction: float
+    num_needles: int
+    min_needles: int
+    num_queries: int
 
 
 class TrainingStream:
@@ -47,9 +50,9 @@ class TrainingStream:
 
     num_steps:          the steps of the whole run, which place the curriculum's stages.
     batch_tokens:       tokens of a batch, whatever its sequence length (at least one row).
-    curriculum:         stages in order, as {until_fraction, sequence_tokens}, and needle_fraction if
-                        the stage has its own; the last reaches 1. Short stages of needles alone teach
-                        recall in the fewest steps.
+    curriculum:         stages in order, as {until_fraction, sequence_tokens}, and needle_fraction,
+                        num_needles, min_needles or num_queries where the stage has its own; the last
+                        reaches 1. Short stages of needles alone teach recall in the fewest steps.
     needle_fraction:    share of the rows that are needle contexts.
     num_needles, num_queries, min_needles, max_trailing_tokens: see NeedleMaker; several queries a
                         context make the signal denser.
@@ -95,22 +98,29 @@ class TrainingStream:
         self.corpus, self.num_steps, self.batch_tokens, self.seed = corpus, num_steps, batch_tokens, seed
         self.num_validation_batches = num_validation_batches
         self.answer_weight, self.text_weight = answer_weight, text_weight
-        self.stages = _stages(curriculum, needle_fraction)
+        self.stages = _stages(
+            curriculum,
+            needle_fraction=needle_fraction,
+            num_needles=num_needles,
+            min_needles=num_needles if min_needles is None else min_needles,
+            num_queries=num_queries,
+        )
         self._documents = DocumentSampler(corpus.train, is_domain_balanced=is_domain_balanced)
         self._validation_documents = DocumentSampler(corpus.validation, is_domain_balanced=is_domain_balanced)
-        self._needles, self._validation_needles = (
-            NeedleMaker(
-                split=split,
-                num_needles=num_needles,
-                num_queries=num_queries,
-                min_needles=min_needles,
-                max_trailing_tokens=max_trailing_tokens,
-            )
-            for split in (corpus.train, corpus.validation)
-        )
-        for stage in self.stages:
+        self._max_trailing_tokens = max_trailing_tokens
+        self._makers = {stage: self._maker(stage, corpus.train) for stage in self.stages}
+        for stage, maker in self._makers.items():
             if stage.needle_fraction:
-                self._needles.check(stage.sequence_tokens + 1)
+                maker.check(stage.sequence_tokens + 1)
+
+    def _maker(self, stage: Stage, split: Split) -> NeedleMaker:
+        return NeedleMaker(
+            split=split,
+            num_needles=stage.num_needles,
+            min_needles=stage.min_needles,
+            num_queries=stage.num_queries,
+            max_trailing_tokens=self._max_trailing_tokens,
+        )
 
     @property
     def trained_lengths_tokens(self) -> tuple[int, ...]:
@@ -131,10 +141,12 @@ class TrainingStream:
         num_rows = max(1, self.batch_tokens // sequence_tokens)
         rng = np.random.default_rng((self.seed, TRAINING, step))
         # The share of needle rows is kept on average where it is not a whole number of rows.
-        num_needle_rows = int((stage.needle_fraction or 0.0) * num_rows + rng.random())
+        num_needle_rows = int(stage.needle_fraction * num_rows + rng.random())
         ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
         weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
-        self._fill(ids, weights, num_needle_rows, self.corpus.train, self._documents, self._needles, rng)
+        self._fill(
+            ids, weights, num_needle_rows, self.corpus.train, self._documents, self._makers[stage], rng
+        )
         return _batch(ids, weights)
 
     def validation_batches(self) -> Iterator[Batch]:
@@ -145,9 +157,10 @@ class TrainingStream:
     def mixture_batches(self) -> Iterator[Batch]:
         """Like validation_batches, with the last stage's share of needle contexts: the held-out image of
         what training ends on, by which a search of the learning rate is decided."""
-        return self._held_out(self.stages[-1].needle_fraction or 0.0)
+        return self._held_out(self.stages[-1].needle_fraction)
 
     def _held_out(self, needle_fraction: float) -> Iterator[Batch]:
+        maker = self._maker(self.stages[-1], self.corpus.validation)
         sequence_tokens = self.trained_lengths_tokens[-1]
         num_rows = max(1, self.batch_tokens // sequence_tokens)
         for index in range(self.num_validation_batches):
@@ -162,7 +175,7 @@ class TrainingStream:
                 total - done,
                 self.corpus.validation,
                 self._validation_documents,
-                self._validation_needles,
+                maker,
                 rng,
             )
             yield _batch(ids, weights)
@@ -223,22 +236,19 @@ def _batch(ids: np.ndarray, weights: np.ndarray) -> Batch:
     )
 
 
-def _stages(curriculum: Sequence[Mapping[str, Any]], needle_fraction: float) -> tuple[Stage, ...]:
-    """Checked; a stage without a needle_fraction gets the general one."""
-    required, optional = {"until_fraction", "sequence_tokens"}, {"needle_fraction"}
+def _stages(curriculum: Sequence[Mapping[str, Any]], **general: Any) -> tuple[Stage, ...]:
+    """Checked; what a stage does not say is taken from the general settings."""
+    required = ["until_fraction", "sequence_tokens"]
     stages = []
     for settings in curriculum:
-        if not required <= set(settings) <= required | optional:
+        if not set(required) <= set(settings) <= {*required, *general}:
             raise ValueError(
-                "curriculum: a stage has the keys until_fraction, sequence_tokens and perhaps "
-                f"needle_fraction, not {list(settings)}."
+                f"curriculum: a stage has the keys {', '.join(required)} and perhaps {', '.join(general)}, "
+                f"not {list(settings)}."
             )
-        stage = Stage(**settings)
-        if stage.needle_fraction is None:
-            stage = replace(stage, needle_fraction=needle_fraction)
+        stage = Stage(**{**general, **settings})
         if stage.sequence_tokens < 1:
             raise ValueError(f"curriculum: sequence_tokens={stage.sequence_tokens} must be positive.")
-        assert stage.needle_fraction is not None
         if not 0.0 <= stage.needle_fraction <= 1.0:
             raise ValueError(f"needle_fraction={stage.needle_fraction} must lie between 0 and 1.")
         stages.append(stage)
