@@ -92,6 +92,16 @@ def test_a_stage_may_have_a_share_of_needles_of_its_own(corpus: Corpus) -> None:
     assert not (stream.batch(10).weights == 8.0).any()
 
 
+def test_a_stage_may_have_needles_and_queries_of_its_own(corpus: Corpus) -> None:
+    own = {"needle_fraction": 1.0, "num_needles": 2, "min_needles": 1, "num_queries": 3}
+    stream = make_stream(corpus, curriculum=[{**CURRICULUM[0], **own}, CURRICULUM[1]], needle_fraction=1.0)
+    for step, num_needles, num_queries in ((0, {1, 2}, 3), (30, {4}, 4)):
+        batch = stream.batch(step)
+        lines = [len(re.findall(rb"[a-z]=\d{4}", bytes(row.tolist()))) for row in batch.targets]
+        assert {n - num_queries for n in lines} == num_needles
+        assert ((batch.weights == 8.0).sum(1) == 4 * num_queries).all()
+
+
 def test_training_reads_training_documents_only(corpus: Corpus) -> None:
     documents = [corpus.tokenizer.decode(corpus.train.document(i)) for i in range(corpus.train.num_documents)]
     stream = make_stream(corpus, needle_fraction=0.0)
