@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-import itertools
 import math
-import os
-import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def time_call_ms(call: Callable[[], object], device: torch.device) -> float:
@@ -34,17 +33,16 @@ def time_call_ms(call: Callable[[], object], device: torch.device) -> float:
 class PeakMemory:
     """Peak memory of torch's tensors in the block it surrounds, above what was held when it began.
 
-    `bytes` is the largest sum of what torch's allocator had handed out: on a GPU by its statistics, on a
-    CPU by the profiler's record of every allocation, exactly, whatever ran before. Memory that is not
-    torch's (Python's objects, buffers inside oneDNN or MKL) is left out on both. The record costs time,
-    so a block is not timed.
+    `bytes` is the allocator's own figure on a GPU. On a CPU it is the most that the tensors made in the
+    block held between two operations, to the byte, whatever ran before; what an operation allocates and
+    frees within itself is not in it. Watching costs time, so a block is not timed. None elsewhere.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.bytes: int | None = None
         self._start = 0
-        self._profile: torch.autograd.profiler.profile | None = None
+        self._tensors = _LiveTensors()
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
@@ -53,35 +51,54 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._start = torch.cuda.memory_allocated(self.device)
         elif self.device.type == "cpu":
-            self._profile = torch.autograd.profiler.profile(profile_memory=True)
-            with _silent_stderr():
-                self._profile.__enter__()
+            self._tensors.__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         if self.device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self._start
-        elif self._profile is not None:
-            with _silent_stderr():
-                self._profile.__exit__(*exception)
-            events: list[Any] = self._profile.kineto_results.events()  # type: ignore[union-attr]
-            changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-            changes.sort(key=lambda change: change[0])
-            self.bytes = max(itertools.accumulate((num_bytes for _, num_bytes in changes), initial=0))
+        elif self.device.type == "cpu":
+            self._tensors.__exit__(*exception)
+            self.bytes = self._tensors.peak_bytes
 
 
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """The profiler's own library writes a line at its start and its end."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+class _LiveTensors(TorchDispatchMode):
+    """Adds up the storages that operations make, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak_bytes = 0
+        self._bytes = 0
+        self._storages: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, *kwargs.values()))}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            key, num_bytes = storage._cdata, storage.nbytes()
+            if key not in given and key not in self._storages:  # no view of, and not in place on, a given one
+                self._storages[key] = weakref.ref(storage, functools.partial(self._freed, key, num_bytes))
+                self._bytes += num_bytes
+                self.peak_bytes = max(self.peak_bytes, self._bytes)
+        return result
+
+    def _freed(self, key: int, num_bytes: int, reference: weakref.ref) -> None:
+        del self._storages[key]
+        self._bytes -= num_bytes
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested lists and tuples."""
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
 
 
 def percentile(samples: Sequence[float], fraction: float) -> float:
