@@ -66,19 +66,23 @@ def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Tra
     """Trains at every rate of the grid, records each, and loads the best: the lowest loss on held-out
     batches of the mixture that is trained on, text and needles."""
     outcomes: dict[float, float] = {}
+    next(iter(job.stream.mixture_batches()))  # raises before the training where it cannot be made
     for rate in job.config["train"]["search_grid"]:
         cell = {"learning_rate": rate}
         job.begin_training()
         try:
             point = _train_at(job, model, model_config, rate)
+            with typed_errors():
+                batches = job.stream.mixture_batches()
+                loss = mean_loss(model, batches, device=job.device, dtype=job.dtype)
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss on held-out batches is {loss}")
         except Diverged as error:
             rest: dict[str, Any] = {"status": "diverged", "reason": str(error)}
         else:
-            outcomes[rate] = mean_loss(
-                model, job.stream.mixture_batches(), device=job.device, dtype=job.dtype
-            )
+            outcomes[rate] = loss
             text_loss = point["metrics"]["final_validation_loss_nats"]
-            rest = {"metrics": {"mixture_loss_nats": outcomes[rate], "validation_loss_nats": text_loss}}
+            rest = {"metrics": {"mixture_loss_nats": loss, "validation_loss_nats": text_loss}}
         if job.logbook.done(*job.identity, "learning_rate_search", cell) is None:
             job.logbook.write(*job.identity, "learning_rate_search", cell, **rest)
     if not outcomes:

@@ -4,8 +4,8 @@ Metrics of a point (cell: phase, context_tokens, batch_size):
     median_ms, p10_ms, p90_ms  of one call: the whole prefill (time to first token), or one token
     tokens_per_s               batch_size * tokens of the call / median
     first_call_ms              the first call of this shape, with whatever compiles or tunes in it
-    peak_memory_bytes          of an untimed call after the first, above what was held before it; null
-                               where it cannot be read
+    peak_memory_bytes          of torch's tensors in an untimed call after the first, above what was held
+                               before it (harness.measure.PeakMemory); null where it cannot be had
     state_bytes                measured on a state with room for context_tokens
     dispatch_ms                Transformer² alone: the first pass over the prompt, part of the time
                                to first token and shown apart

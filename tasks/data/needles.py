@@ -23,8 +23,9 @@ from tasks.data.sampling import DocumentSampler
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VALUE_DIGITS = 4
 
-#: Keys are drawn from so many letters, or from as many as there are needles: a small model should meet
-#: each of them often.
+#: Keys are drawn from so many letters, so that a small model meets each of them often; from as many as
+#: there are needles where those are more, and a model then meets letters that it was not trained on
+#: unless its training has as many.
 NUM_KEYS = 8
 
 #: Where depths are drawn for training, the uniform range reaches this far past either end of the text.
@@ -58,9 +59,9 @@ class NeedleMaker:
     so there may be more queries than needles.
     min_needles: where it is given, a context holds any number of needles from it to num_needles;
     contexts of few needles, of which a guess is often right, are learned first and lead to the others.
-    max_trailing_tokens: up to so many tokens of text, drawn evenly, follow the last answer where the
-    context has room. Without them training ends every context at the same place of an architecture's
-    mini-batches, and a model learns to answer there alone.
+    max_trailing_tokens: up to so many tokens, a line feed and text, follow the last answer; how many is
+    drawn evenly, as far as the context has room. Without them training ends every context at the
+    same place of an architecture's mini-batches, and a model learns to answer there alone.
     Raises ValueError where a number is not positive, num_needles is more than there are letters or
     min_needles is more than num_needles.
     """

@@ -41,7 +41,7 @@ class Stage:
     sequence_tokens: int
     needle_fraction: float
     num_needles: int
-    min_needles: int
+    min_needles: int | None
     num_queries: int
 
 
@@ -102,7 +102,7 @@ class TrainingStream:
             curriculum,
             needle_fraction=needle_fraction,
             num_needles=num_needles,
-            min_needles=num_needles if min_needles is None else min_needles,
+            min_needles=min_needles,
             num_queries=num_queries,
         )
         self._documents = DocumentSampler(corpus.train, is_domain_balanced=is_domain_balanced)
@@ -155,12 +155,17 @@ class TrainingStream:
         return self._held_out(0.0)
 
     def mixture_batches(self) -> Iterator[Batch]:
-        """Like validation_batches, with the last stage's share of needle contexts: the held-out image of
-        what training ends on, by which a search of the learning rate is decided."""
+        """Like validation_batches, with needle contexts as in the last stage: the held-out image of what
+        training ends on, by which a search of the learning rate is decided. Raises ValueError where no
+        validation document is long enough for a needle context."""
         return self._held_out(self.stages[-1].needle_fraction)
 
     def _held_out(self, needle_fraction: float) -> Iterator[Batch]:
-        maker = self._maker(self.stages[-1], self.corpus.validation)
+        if needle_fraction:
+            maker = self._maker(self.stages[-1], self.corpus.validation)
+            maker.check(self.trained_lengths_tokens[-1] + 1)
+        else:
+            maker = self._makers[self.stages[-1]]  # draws nothing
         sequence_tokens = self.trained_lengths_tokens[-1]
         num_rows = max(1, self.batch_tokens // sequence_tokens)
         for index in range(self.num_validation_batches):
@@ -246,7 +251,7 @@ def _stages(curriculum: Sequence[Mapping[str, Any]], **general: Any) -> tuple[St
                 f"curriculum: a stage has the keys {', '.join(required)} and perhaps {', '.join(general)}, "
                 f"not {list(settings)}."
             )
-        stage = Stage(**{**general, **settings})
+        stage = Stage(**{**general, **{key: value for key, value in settings.items() if value is not None}})
         if stage.sequence_tokens < 1:
             raise ValueError(f"curriculum: sequence_tokens={stage.sequence_tokens} must be positive.")
         if not 0.0 <= stage.needle_fraction <= 1.0:

@@ -40,6 +40,9 @@ class Source:
     def validation_batches(self) -> Iterator[Batch]:
         yield self._batch(10_000)
 
+    def mixture_batches(self) -> Iterator[Batch]:
+        yield self._batch(20_000)
+
 
 def new_model(arch: str) -> SequenceModel:
     config = resolve(compose_config([f"arch={arch}", "size=nano", "match=none"]))

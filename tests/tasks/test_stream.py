@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -100,6 +101,26 @@ def test_a_stage_may_have_needles_and_queries_of_its_own(corpus: Corpus) -> None
         lines = [len(re.findall(rb"[a-z]=\d{4}", bytes(row.tolist()))) for row in batch.targets]
         assert {n - num_queries for n in lines} == num_needles
         assert ((batch.weights == 8.0).sum(1) == 4 * num_queries).all()
+
+
+def test_a_stages_own_number_of_needles_is_its_least_too(corpus: Corpus) -> None:
+    stage = {"until_fraction": 1.0, "sequence_tokens": 256, "num_needles": 2, "needle_fraction": None}
+    stream = make_stream(corpus, curriculum=[stage], needle_fraction=1.0, num_needles=4)
+    lines = [len(re.findall(rb"[a-z]=\d{4}", bytes(row.tolist()))) for row in stream.batch(0).targets]
+    assert set(lines) == {2 + 4}, "the stream's four queries, and what the stage says null to is the stream's"
+
+
+def test_a_held_out_mixture_that_cannot_be_made_is_an_error(tmp_path: Any) -> None:
+    for index in range(40):
+        (tmp_path / f"{index}.txt").write_text(f"{index}: " + "some words and lines\n" * 15, encoding="utf-8")
+    corpus = load_corpus(source=TextFolder(str(tmp_path), pattern="*.txt"), cache_dir=str(tmp_path / "cache"))
+    lengths = [len(corpus.validation.document(i)) for i in range(corpus.validation.num_documents)]
+    stage = {"until_fraction": 1.0, "sequence_tokens": max(lengths) + 1}
+    stream = make_stream(corpus, curriculum=[stage], needle_fraction=0.0)
+    assert len(list(stream.validation_batches())) == 4
+    stream.stages = (dataclasses.replace(stream.stages[0], needle_fraction=0.5),)
+    with pytest.raises(ValueError, match="no document of"):
+        next(stream.mixture_batches())
 
 
 def test_training_reads_training_documents_only(corpus: Corpus) -> None:
