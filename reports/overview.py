@@ -178,6 +178,8 @@ def findings(results: Results, ranking: Ranking) -> list[tuple[str, str]]:
         which = f": {joined(mastered)}" if others and not which and mastered else which
         found.append(("Needle, trained lengths", f"{text}{which}."))
     beyond = [(row.needle_beyond, row.series.label) for row in rows if row.needle_beyond]
+    most = max((entry.num_cells for entry, _ in beyond), default=0)
+    beyond = [(entry, label) for entry, label in beyond if entry.num_cells == most]  # like with like
     if beyond:
         best = max(entry.accuracy for entry, _ in beyond)
         names = joined([label for entry, label in beyond if entry.accuracy == best])

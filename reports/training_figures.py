@@ -24,6 +24,12 @@ def training_figures(results: Results, output: Path) -> list[Picture]:
         is_noisy = name == "training_loss"
         lines = _lines(results, x_key, y_key, is_noisy)
         smoothing = ", a running median over 5% of the run" if is_noisy else ""
+        weights = (
+            " Answers and the text around needles count with the weights of conf/train, and the mixture "
+            "changes with the stage, which moves the loss too."
+            if is_noisy
+            else " Of text alone."
+        )
         if not lines:
             continue
         with drawing():
@@ -39,7 +45,7 @@ def training_figures(results: Results, output: Path) -> list[Picture]:
                     output,
                     name=name,
                     title=title,
-                    caption=f"{title} in nats a token against the step{smoothing}; one line a seed.",
+                    caption=f"{title} in nats a token against the step{smoothing}; one line a seed.{weights}",
                     alternative_text=f"{title} against step, a line each for {names_of(lines)}.",
                 )
             )

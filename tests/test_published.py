@@ -1,0 +1,69 @@
+"""What the project publishes: the records under reports/published hold what the README says of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.config import compose_config
+from reports.load import Results, load
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "reports" / "published" / "cpu_small"
+CONFIG = compose_config(["experiment=cpu_small"])
+ARCHITECTURES = list(CONFIG["interleave"])
+CONFIGS = {arch: compose_config([f"arch={arch}"]) for arch in ARCHITECTURES}
+#: "90% or more on the needle at trained lengths", for what has a short convolution.
+RECALL = 0.9
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return load([PUBLISHED])
+
+
+def test_every_architecture_is_published_and_none_failed(results: Results) -> None:
+    assert {series.arch for series in results.series} == set(ARCHITECTURES)
+    assert results.failures() == [] and results.damaged_lines == [] and results.left_out == {}
+    for task in ("train", "cost", "perplexity", "needle", "latency"):
+        assert {point.arch for point in results.ok(task)} == set(ARCHITECTURES), task
+
+
+@pytest.mark.parametrize("arch", [a for a in ARCHITECTURES if a != "transformer_squared"])
+def test_the_learning_rate_is_the_published_searchs_best(arch: str, results: Results) -> None:
+    searched = {
+        point.cell["learning_rate"]: point.metrics["mixture_loss_nats"]
+        for point in results.ok("learning_rate_search")
+        if point.arch == arch
+    }
+    assert sorted(searched) == sorted(CONFIG["train"]["search_grid"])
+    best = min(searched, key=lambda rate: searched[rate])
+    assert CONFIGS[arch]["arch"]["learning_rate"] == best
+    (train,) = (point for point in results.ok("train") if point.arch == arch)
+    assert train.metrics["learning_rate"] == best
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_short_convolutions_recall_at_trained_lengths(arch: str, results: Results) -> None:
+    if not CONFIGS[arch]["arch"]["has_short_convolution"]:
+        return
+    lengths: dict[int, list[float]] = {}
+    for point in results.ok("needle"):
+        if point.arch == arch and point.metrics["is_trained_length"]:
+            lengths.setdefault(point.cell["context_tokens"], []).append(point.metrics["accuracy"])
+    assert set(lengths) == {128, 256}
+    for length, accuracies in lengths.items():
+        assert len(accuracies) == 5
+        assert sum(accuracies) / len(accuracies) >= RECALL, length
+
+
+def test_nothing_published_names_a_place_on_a_machine() -> None:
+    for path in PUBLISHED.rglob("*"):
+        if path.suffix in (".jsonl", ".html"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"(?<![\w.:/])/(?:root|home|tmp|work|mnt|opt|usr|Users)/", text), path
+
+
+def test_what_is_published_stays_small() -> None:
+    assert sum(path.stat().st_size for path in PUBLISHED.rglob("*") if path.is_file()) < 6e6
