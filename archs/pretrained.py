@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from archs.decoder import Decoder
+from archs.ops.operation import Operation
 from archs.published import Published, read_published
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HUB = "hub:"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -58,6 +61,57 @@ def load_pretrained(
     if published.decoder["is_tied"]:
         model.head.weight = model.embedding.weight
     return model
+
+
+def pretrained_model(*, path: str, vocab_size: int, implementation: Mapping[str, str]) -> Decoder:
+    """The model of conf/arch/pretrained.yaml, built on torch's default device.
+
+    path:           a folder, or hub:OWNER/NAME or hub:OWNER/NAME@REVISION on the Hugging Face hub.
+    vocab_size:     of the data; must be the model's own, for a token is a row of its embedding.
+    implementation: operation -> the name of its implementation.
+
+    The folder is kept as `checkpoint`. Raises ValueError as `load_pretrained`, where the hub or its
+    package is out of reach, and where the vocabularies differ.
+    """
+    folder = _local_folder(path)
+    model = load_pretrained(folder, device=torch.get_default_device())
+    if vocab_size != model.vocab_size:
+        tokenizer = path.removeprefix(HUB).partition("@")[0]
+        raise ValueError(
+            f"data.vocab_size={vocab_size} is not the vocabulary of {path}, {model.vocab_size} with its "
+            f"padding: read the text in the model's own tokens, data.tokenizer={tokenizer} (or where its "
+            f"tokenizer.json is) and data.vocab_size={model.vocab_size}."
+        )
+    for module in model.modules():
+        operation = getattr(module, "operation", None)
+        if isinstance(operation, Operation):
+            module.implementation = implementation[operation.name]
+    model.checkpoint = str(folder)
+    return model
+
+
+@cache
+def _local_folder(path: str) -> Path:
+    if not path.startswith(HUB):
+        return Path(path).expanduser().absolute()
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ValueError(
+            f"{path} needs the package huggingface_hub, which is not installed; "
+            "run pip install 'longarch[huggingface]', or give the folder of a checkpoint."
+        ) from None
+    name, _, revision = path.removeprefix(HUB).partition("@")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=[CONFIG, "model*.safetensors", INDEX]
+            )
+        )
+    except Exception as error:  # the network, the hub and the cache have errors of their own
+        raise ValueError(
+            f"{path} cannot be had from the hub ({_one_line(error)}); give the folder of a checkpoint."
+        ) from None
 
 
 def _read_config(folder: Path) -> Published:
