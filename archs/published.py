@@ -108,7 +108,7 @@ def read_published(values: Mapping[str, Any]) -> Published:
     model_type = values.get("model_type")
     if model_type is None and {"d_model", "n_layer"} <= set(values):
         return _state_spaces(settings)
-    if model_type not in READERS:
+    if not isinstance(model_type, str) or model_type not in READERS:
         raise ValueError(
             f"model_type={model_type!r} is not supported; choose a checkpoint of one of "
             f"{', '.join(READERS)}, or one in state-spaces' layout (d_model, n_layer, ssm_cfg)"
@@ -119,12 +119,15 @@ def read_published(values: Mapping[str, Any]) -> Published:
 
 def _frame(settings: Settings, *, is_tied: bool, norm_eps: str, default_eps: float) -> dict[str, Any]:
     """The Decoder's own settings, but for the feed-forward; `is_tied` is the default of tying."""
+    eps = settings.number(norm_eps, default_eps)
+    if eps < 0:
+        raise ValueError(f"{norm_eps}={eps} must not be negative")
     return {
         "vocab_size": settings.whole("vocab_size"),
         "d_model": settings.whole("hidden_size"),
         "num_layers": settings.whole("num_hidden_layers"),
         "is_tied": settings.flag("tie_word_embeddings", is_tied),
-        "norm_eps": settings.number(norm_eps, default_eps),
+        "norm_eps": eps,
     }
 
 
@@ -147,7 +150,10 @@ def _rope_theta(settings: Settings) -> float:
     if len(set(found.values())) > 1:
         spelled = " and ".join(f"{name}={value}" for name, value in found.items())
         raise ValueError(f"{spelled} disagree; leave the right one alone in config.json")
-    return float(next(iter(found.values()), 10_000.0))
+    theta = float(next(iter(found.values()), 10_000.0))
+    if theta <= 0:
+        raise ValueError(f"rope_theta={theta} must be positive")
+    return theta
 
 
 def _refuse_window(settings: Settings, default: int, default_positions: int) -> None:
@@ -167,7 +173,7 @@ def _llama_like(settings: Settings, kind: str) -> Published:
     use_bias = use_output_bias = use_feed_forward_bias = False
     num_kv_heads = None
     layer_types = settings.values.get("layer_types")
-    if layer_types and set(layer_types) != {"full_attention"}:
+    if layer_types != ["full_attention"] * settings.whole("num_hidden_layers"):
         settings.expect("layer_types", (None,), None)
     if kind == "llama":
         use_bias = use_output_bias = settings.flag("attention_bias", False)

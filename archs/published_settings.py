@@ -18,7 +18,9 @@ class Settings:
 
     def whole(self, name: str, default: Any = REQUIRED) -> Any:
         """A whole number; None only as a default, and where the value is null and has a default."""
-        return self._read(name, default, "a whole number", lambda v: isinstance(v, int))
+        return self._read(
+            name, default, "a whole number below 2^31", lambda v: isinstance(v, int) and abs(v) < 2**31
+        )
 
     def number(self, name: str, default: Any = REQUIRED) -> Any:
         return self._read(

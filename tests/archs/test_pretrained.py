@@ -456,6 +456,13 @@ def test_all_that_does_not_fit_is_listed_in_one_error(tmp_path: Path) -> None:
     [
         ("llama", {"model_type": "bert"}, ["model_type='bert'", "llama, mistral, qwen2, mamba"]),
         ("llama", {"model_type": None}, ["model_type=None"]),
+        ("llama", {"model_type": ["llama"]}, ["model_type=['llama']"]),
+        ("llama", {"layer_types": 3}, ["layer_types=3"]),
+        ("llama", {"rope_parameters": {"rope_theta": 0}}, ["rope_theta=0.0 must be positive"]),
+        ("llama", {"rms_norm_eps": -1.0}, ["rms_norm_eps=-1.0"]),
+        ("llama", {"rms_norm_eps": math.nan}, ["rms_norm_eps=nan"]),
+        ("llama", {"vocab_size": -3}, ["vocab_size=-3"]),
+        ("llama", {"hidden_size": 10**30}, ["config.json", "below 2^31"]),
         ("llama", {"hidden_act": "gelu"}, ["hidden_act='gelu'", "'silu'"]),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ["rope_scaling.rope_type='yarn'"]),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling.type='linear'"]),
