@@ -25,8 +25,10 @@ class Attention(Mixer):
     """Causal self-attention (Vaswani et al. 2017) with rotary positions (arXiv 2104.09864) and
     grouped-query heads (arXiv 2305.13245).
 
+    head_width: K, default d_model / num_heads.
+    use_bias:   biases of the projections to q, k and v. use_output_bias: of the one back to d_model.
     conv_width: 0, or the width of depthwise causal convolutions on q, k and v before the rotation.
-    Raises ValueError where heads do not divide the width.
+    Raises ValueError where heads do not divide the width, or head_width is not positive and even.
     """
 
     operation = OPERATION
@@ -37,25 +39,37 @@ class Attention(Mixer):
         d_model: int,
         num_heads: int,
         num_kv_heads: int | None = None,
+        head_width: int | None = None,
+        use_bias: bool = False,
+        use_output_bias: bool = False,
         rope_theta: float = 10_000.0,
         conv_width: int = 0,
         implementation: str = "auto",
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        if num_heads < 1 or d_model % num_heads or (d_model // num_heads) % 2:
-            raise ValueError(f"num_heads={num_heads} must divide d_model={d_model} into heads of even width")
+        if num_heads < 1:
+            raise ValueError(f"num_heads={num_heads} must be positive")
+        if head_width is None:
+            if d_model % num_heads or (d_model // num_heads) % 2:
+                raise ValueError(
+                    f"num_heads={num_heads} must divide d_model={d_model} into heads of even width"
+                )
+            head_width = d_model // num_heads
+        if head_width < 2 or head_width % 2:
+            raise ValueError(f"head_width={head_width} must be positive and even")
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
-        self.head_width = d_model // num_heads
+        self.head_width = head_width
         self.rope_theta, self.implementation = rope_theta, implementation
-        self.kv_width = num_kv_heads * self.head_width
-        self.q_proj = nn.Linear(d_model, d_model, bias=False)
-        self.k_proj = nn.Linear(d_model, self.kv_width, bias=False)
-        self.v_proj = nn.Linear(d_model, self.kv_width, bias=False)
-        self.o_proj = nn.Linear(d_model, d_model, bias=False)
-        widths = (d_model, self.kv_width, self.kv_width) if conv_width else ()
+        self.kv_width = num_kv_heads * head_width
+        q_width = num_heads * head_width
+        self.q_proj = nn.Linear(d_model, q_width, bias=use_bias)
+        self.k_proj = nn.Linear(d_model, self.kv_width, bias=use_bias)
+        self.v_proj = nn.Linear(d_model, self.kv_width, bias=use_bias)
+        self.o_proj = nn.Linear(q_width, d_model, bias=use_output_bias)
+        widths = (q_width, self.kv_width, self.kv_width) if conv_width else ()
         self.convs = nn.ModuleList(CausalConvolution(d_model=width, width=conv_width) for width in widths)
 
     def _project(self, x: Tensor) -> list[Tensor]:
@@ -106,14 +120,14 @@ class Attention(Mixer):
         return cache + sum(conv.tail_bytes(batch_size) for conv in self.convs)
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """Projections 2 (2 D^2 + 2 D d_kv) a token; 4 D a query-key pair."""
+        """Projections 2 (2 D H K + 2 D d_kv) a token; 4 H K a query-key pair."""
         num_queries = context_tokens if phase == "prefill" else 1
         pairs = context_tokens * (context_tokens + 1) / 2 if phase == "prefill" else context_tokens
-        d_model = self.q_proj.weight.shape[0]
+        q_width = self.q_proj.weight.shape[0]
         weights = sum(p.weight.numel() for p in (self.q_proj, self.k_proj, self.v_proj, self.o_proj))
         per_token = 2.0 * weights + sum(conv.flops_per_token() for conv in self.convs)
         return Flops(
             matmul=num_queries * per_token,
-            attention=4.0 * d_model * pairs,
-            attention_square=4.0 * d_model * num_queries * context_tokens,
+            attention=4.0 * q_width * pairs,
+            attention_square=4.0 * q_width * num_queries * context_tokens,
         )

@@ -31,11 +31,21 @@ class DecoderState(NamedTuple):
 class Block(nn.Module):
     """x + mixer(norm(x)) for each mixer in turn, then x + feed_forward(norm(x))."""
 
-    def __init__(self, *, d_model: int, d_ff: int, mixers: Sequence[Mixer], norm_eps: float) -> None:
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_ff: int,
+        mixers: Sequence[Mixer],
+        norm_eps: float,
+        use_feed_forward_bias: bool = False,
+    ) -> None:
         super().__init__()
         self.mixers = nn.ModuleList(mixers)
         self.mixer_norms = nn.ModuleList(nn.RMSNorm(d_model, eps=norm_eps) for _ in mixers)
-        self.feed_forward = SwiGLU(d_model=d_model, d_ff=d_ff) if d_ff else None
+        self.feed_forward = (
+            SwiGLU(d_model=d_model, d_ff=d_ff, use_bias=use_feed_forward_bias) if d_ff else None
+        )
         self.feed_forward_norm = nn.RMSNorm(d_model, eps=norm_eps) if d_ff else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +73,8 @@ class Decoder(SequenceModel):
     """A pre-norm decoder. Layer i uses `mixers[i % len(mixers)]`, after `pre_mixer` if given.
 
     mixers and pre_mixer are factories, called with `d_model`. `d_ff` 0 leaves the feed-forward
-    out (Mamba). Raises ValueError where a size is not positive.
+    out (Mamba); `use_feed_forward_bias` gives its three matrices a bias each. Raises ValueError where a
+    size is not positive.
     """
 
     def __init__(
@@ -77,6 +88,7 @@ class Decoder(SequenceModel):
         pre_mixer: MixerFactory | None = None,
         is_tied: bool = True,
         norm_eps: float = 1e-6,
+        use_feed_forward_bias: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("vocab_size", vocab_size), ("d_model", d_model), ("num_layers", num_layers)):
@@ -90,7 +102,15 @@ class Decoder(SequenceModel):
         for layer in range(num_layers):
             layer_mixers = [] if pre_mixer is None else [pre_mixer(d_model=d_model)]
             layer_mixers.append(mixers[layer % len(mixers)](d_model=d_model))
-            blocks.append(Block(d_model=d_model, d_ff=d_ff, mixers=layer_mixers, norm_eps=norm_eps))
+            blocks.append(
+                Block(
+                    d_model=d_model,
+                    d_ff=d_ff,
+                    mixers=layer_mixers,
+                    norm_eps=norm_eps,
+                    use_feed_forward_bias=use_feed_forward_bias,
+                )
+            )
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(d_model, eps=norm_eps)
         self.head = nn.Linear(d_model, vocab_size, bias=False)

@@ -21,13 +21,13 @@ def undecayed(values: Tensor) -> nn.Parameter:
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases (Shazeer 2020, arXiv 2002.05202)."""
+    """down(silu(gate(x)) * up(x)), without biases unless asked (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, *, d_model: int, d_ff: int) -> None:
+    def __init__(self, *, d_model: int, d_ff: int, use_bias: bool = False) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(d_model, d_ff, bias=False)
-        self.up_proj = nn.Linear(d_model, d_ff, bias=False)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=False)
+        self.gate_proj = nn.Linear(d_model, d_ff, bias=use_bias)
+        self.up_proj = nn.Linear(d_model, d_ff, bias=use_bias)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=use_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""

@@ -28,6 +28,7 @@ PUBLISHED_STEPS = (0.001, 0.1)
 PUBLISHED_DECAYS = (1.0, 16.0)
 # The epsilon of the gated norm in the published Mamba-2.
 GATED_NORM_EPS = 1e-5
+NO_STEP_LIMITS = (0.0, math.inf)
 
 
 class MambaState(NamedTuple):
@@ -50,6 +51,14 @@ def _check_ranges(**ranges: Sequence[float]) -> None:
             raise ValueError(f"{name}={list(values)} must be two positive numbers, the smaller one first")
 
 
+def _inner_width(d_model: int, expand: int, inner_width: int | None) -> int:
+    """`inner_width` where it is given, else expand * d_model."""
+    if inner_width is None:
+        return expand * d_model
+    _check_positive(inner_width=inner_width)
+    return inner_width
+
+
 def _initial_step_bias(count: int, steps: Sequence[float]) -> Tensor:
     """(count,): softplus of it is log-uniform in the range `steps`."""
     low, high = (math.log(step) for step in steps)
@@ -65,6 +74,7 @@ def _state_bytes(convolution: CausalConvolution, batch_size: int, hidden_element
 class Mamba(Mixer):
     """The Mamba layer (arXiv 2312.00752, section 3.4 and figure 3), as published.
 
+    inner_width:    D, default expand * d_model.
     dt_rank:        width of the step size's bottleneck, default d_model / 16 rounded up.
     use_conv_bias:  bias of the convolution. use_bias: biases of in_proj and out_proj.
     start_steps, start_decay, start_skip, start_maps: what training starts from; the defaults are as
@@ -83,6 +93,7 @@ class Mamba(Mixer):
         state_width: int = 16,
         conv_width: int = 4,
         expand: int = 2,
+        inner_width: int | None = None,
         dt_rank: int | None = None,
         use_conv_bias: bool = True,
         use_bias: bool = False,
@@ -98,9 +109,9 @@ class Mamba(Mixer):
         _check_ranges(start_steps=start_steps)
         if start_decay <= 0:
             raise ValueError(f"start_decay={start_decay} must be positive")
-        self.inner_width, self.state_width, self.dt_rank = expand * d_model, state_width, dt_rank
+        inner = _inner_width(d_model, expand, inner_width)
+        self.inner_width, self.state_width, self.dt_rank = inner, state_width, dt_rank
         self.implementation = implementation
-        inner = self.inner_width
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=use_bias)
         self.conv1d = CausalConvolution(d_model=inner, width=conv_width, use_bias=use_conv_bias)
         self.x_proj = nn.Linear(inner, dt_rank + 2 * state_width, bias=False)
@@ -170,15 +181,19 @@ class Mamba(Mixer):
 class Mamba2(Mixer):
     """The Mamba-2 layer (arXiv 2405.21060, section 7.1 and figure 6), as published.
 
-    head_width:     P. num_heads: so many heads instead, of expand * d_model / num_heads each.
+    inner_width:    D, default expand * d_model.
+    head_width:     P. num_heads: so many heads instead, of D / num_heads each.
     num_groups:     heads share B and C within a group.
+    num_norm_groups: parts of D that the gated norm takes each for itself, default num_groups.
+    norm_eps:       of the gated norm.
+    step_limits:    the step sizes dt are clamped to this range, default no limit.
     chunk_tokens:   Q, the tokens of a chunk in the matrix form; moves cost, not results.
     use_conv_bias:  bias of the convolution. use_bias: biases of in_proj and out_proj.
     start_steps, start_decays, start_skip: what training starts from; the defaults are as published.
                     The ranges of the step sizes dt and of -A, and D.
     implementation: of archs.ops.ssd.
-    Raises ValueError where a size or a range is not positive, head_width or num_heads does not divide
-    expand * d_model, or num_groups does not divide the heads.
+    Raises ValueError where a size or a range is not positive, head_width, num_heads or num_norm_groups
+    does not divide D, or num_groups does not divide the heads.
     """
 
     operation = SSD
@@ -191,11 +206,15 @@ class Mamba2(Mixer):
         head_width: int = 64,
         num_heads: int | None = None,
         num_groups: int = 1,
+        num_norm_groups: int | None = None,
         expand: int = 2,
+        inner_width: int | None = None,
         conv_width: int = 4,
         chunk_tokens: int = 256,
         use_conv_bias: bool = True,
         use_bias: bool = False,
+        norm_eps: float = GATED_NORM_EPS,
+        step_limits: Sequence[float] = NO_STEP_LIMITS,
         start_steps: Sequence[float] = PUBLISHED_STEPS,
         start_decays: Sequence[float] = PUBLISHED_DECAYS,
         start_skip: float = 1.0,
@@ -205,7 +224,9 @@ class Mamba2(Mixer):
         _check_positive(d_model=d_model, state_width=state_width, head_width=head_width)
         _check_positive(num_groups=num_groups, expand=expand, chunk_tokens=chunk_tokens)
         _check_ranges(start_steps=start_steps, start_decays=start_decays)
-        inner = expand * d_model
+        if len(step_limits) != 2 or not 0 <= step_limits[0] < step_limits[1]:
+            raise ValueError(f"step_limits={list(step_limits)} must be two numbers, the smaller one first")
+        inner = _inner_width(d_model, expand, inner_width)
         if num_heads is not None:
             if num_heads < 1 or inner % num_heads:
                 raise ValueError(f"num_heads={num_heads} must divide expand * d_model = {inner}")
@@ -215,7 +236,11 @@ class Mamba2(Mixer):
         self.num_heads = inner // head_width
         if self.num_heads % num_groups:
             raise ValueError(f"num_groups={num_groups} must divide the {self.num_heads} heads")
+        num_norm_groups = num_groups if num_norm_groups is None else num_norm_groups
+        if num_norm_groups < 1 or inner % num_norm_groups:
+            raise ValueError(f"num_norm_groups={num_norm_groups} must divide the inner width {inner}")
         self.inner_width, self.state_width, self.num_groups = inner, state_width, num_groups
+        self.num_norm_groups, self.step_limits = num_norm_groups, tuple(step_limits)
         self.head_width, self.chunk_tokens, self.implementation = head_width, chunk_tokens, implementation
         self.conv_channels = inner + 2 * num_groups * state_width
         self.in_proj = nn.Linear(d_model, inner + self.conv_channels + self.num_heads, bias=use_bias)
@@ -223,7 +248,7 @@ class Mamba2(Mixer):
         self.dt_bias = nn.Parameter(_initial_step_bias(self.num_heads, start_steps))
         self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(*start_decays).log())
         self.D = nn.Parameter(torch.full((self.num_heads,), float(start_skip)))
-        self.norm = nn.RMSNorm(inner, eps=GATED_NORM_EPS)
+        self.norm = nn.RMSNorm(inner, eps=norm_eps)
         self.out_proj = nn.Linear(inner, d_model, bias=use_bias)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,13 +263,15 @@ class Mamba2(Mixer):
         x, B, C = F.silu(xbc).split((self.inner_width, grouped_width, grouped_width), dim=-1)
         dtype = accumulation_dtype(xbc.dtype)
         dt = F.softplus(dt.to(dtype) + self.dt_bias.to(dtype))
+        if self.step_limits != NO_STEP_LIMITS:
+            dt = dt.clamp(*self.step_limits)
         x = x.unflatten(-1, (-1, self.head_width))
         B, C = (maps.unflatten(-1, (-1, self.state_width)) for maps in (B, C))
         return x, dt, -torch.exp(self.A_log.to(dtype)), B, C
 
     def _output(self, y: Tensor, gate: Tensor) -> Tensor:
-        """The gated norm, over each group's channels, and the output projection; y (..., H, P)."""
-        y = (y.flatten(-2) * F.silu(gate)).unflatten(-1, (self.num_groups, -1))
+        """The gated norm, over each norm group's channels, and the output projection; y (..., H, P)."""
+        y = (y.flatten(-2) * F.silu(gate)).unflatten(-1, (self.num_norm_groups, -1))
         y = F.rms_norm(y, y.shape[-1:], eps=self.norm.eps).flatten(-2) * self.norm.weight
         return self.out_proj(y)
 

@@ -43,8 +43,8 @@ ARCH_HINTS: dict[str, Any] = {
     "name": str,
     "display_name": str,
     "colour": str,
-    "learning_rate": float,
-    "has_short_convolution": bool,
+    "learning_rate": float | None,
+    "has_short_convolution": bool | None,
     "match": dict[str, Any] | None,
     "model": dict[str, Any],
 }
@@ -71,6 +71,12 @@ def check_root(config: Mapping[str, Any]) -> None:
         if config.get(group) is not None:
             _require(config[group], list(ARCH_HINTS), group)
             check_values(config[group], ARCH_HINTS, group)
+            if (config[group]["learning_rate"] is None) != config[group].get("is_pretrained", False):
+                shown = _shown(config[group]["learning_rate"])
+                raise ValueError(
+                    f"{group}.learning_rate={shown} must be a number, or null with is_pretrained=true, "
+                    "for a model that is not trained here."
+                )
             if config[group]["match"] is not None:
                 _require(config[group]["match"], ["key", "step"], f"{group}.match")
                 if config[group]["match"]["key"] not in config[group]["model"]:

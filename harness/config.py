@@ -67,7 +67,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_values(train, {"search": bool, "search_grid": list[float]}, "train")
     if train["search"] and not train["search_grid"]:
         raise ValueError("train.search_grid=[] must hold at least one learning rate; or train.search=false.")
-    for rate in train["search_grid"] if train["search"] else [config["arch"]["learning_rate"]]:
+    rates = train["search_grid"] if train["search"] else [config["arch"]["learning_rate"]]
+    for rate in [] if config["arch"].get("is_pretrained") else rates:
         training_settings(config, rate)
     check_targets({**train["stream"], "_partial_": True}, "train.stream")  # the corpus is added later
     experts = config["arch"].get("expert_training")

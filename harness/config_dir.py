@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -13,8 +13,9 @@ CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 
 
 def register_resolvers() -> None:
-    """`${times:2,${size.num_layers}}`, `${join:${data.domains},[needle]}` (a list of both lists) and
-    `${comma:${interleave},"[]"}` (text for Hydra's sweeper) in the YAML files."""
+    """`${times:2,${size.num_layers}}`, `${join:${data.domains},[needle]}` (a list of both lists),
+    `${comma:${interleave},"[]"}` (text for Hydra's sweeper) and `${basename:${arch.path}}` (the last part
+    of a path) in the YAML files."""
 
     def join(*lists: list[Any]) -> list[Any]:
         return [item for part in lists for item in part]
@@ -22,6 +23,10 @@ def register_resolvers() -> None:
     def comma(names: list[str], *more: str) -> str:
         return ",".join([*names, *more])
 
+    def basename(path: str) -> str:
+        return PurePath(path).name or str(path)
+
+    OmegaConf.register_new_resolver("basename", basename, replace=True)
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("join", join, replace=True)
     OmegaConf.register_new_resolver("comma", comma, replace=True)

@@ -1,4 +1,4 @@
-"""A trained model: from the checkpoint of its hash, or by training it."""
+"""A trained model: from the checkpoint of its hash, or by training it; or one that came trained."""
 
 from __future__ import annotations
 
@@ -47,11 +47,39 @@ class Job:
 
 
 def obtain(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
-    """Leaves `model` trained and returns what its "train" point says. Raises Diverged, or Failed where an
+    """Leaves `model` trained and returns what its "train" point says; one that came with its weights is left
+    as it is. Raises Diverged, or Failed where an
     error ended the training, and CheckpointError."""
+    if job.config["arch"].get("is_pretrained"):
+        return _measure_pretrained(job, model)
     if job.config["arch"].get("expert_training") is not None:
         return _obtain_experts(job, model, model_config)
     return _obtain_trained(job, model, model_config)
+
+
+def _measure_pretrained(job: Job, model: SequenceModel) -> TrainPoint:
+    """A model that was built with its weights: its loss on the validation batches, and null for all that
+    training would say. details["checkpoint"] is where the weights are from. Raises Diverged."""
+    with typed_errors():
+        loss = mean_loss(model, job.stream.validation_batches(), device=job.device, dtype=job.dtype)
+    if not math.isfinite(loss):
+        raise Diverged(f"validation loss {loss} of a model that was not trained here")
+    unknown = ("trained_tokens", "train_seconds", "tokens_per_s", "learning_rate", "num_skipped_steps")
+    return {
+        "metrics": {
+            "num_parameters": model.num_parameters,
+            **dict.fromkeys(unknown),
+            "final_validation_loss_nats": loss,
+            "final_validation_bits_per_byte": loss / math.log(2) / job.corpus.validation.bytes_per_token,
+        },
+        "samples": {},
+        "details": {
+            "implementations": resolve_implementations(model, job.device),
+            "device": job.device.type,
+            "is_pretrained": True,
+            "checkpoint": getattr(model, "checkpoint", None),
+        },
+    }
 
 
 def _obtain_trained(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:

@@ -41,7 +41,7 @@ def run(
         tokenizer=corpus.tokenizer,
         device=device,
         seed=config["seed"],
-        trained_lengths_tokens=tuple(stream.trained_lengths_tokens),
+        trained_lengths_tokens=_trained_lengths_tokens(config, stream),
     )
     for task in tasks:  # a mistake in the input shows before an hour of training
         task.prepare(inputs)
@@ -55,6 +55,11 @@ def run(
         _give_up(job, tasks, **failure)
         return
     _measure_tasks(job, model, tasks)
+
+
+def _trained_lengths_tokens(config: dict[str, Any], stream: Any) -> tuple[int, ...]:
+    """Empty where the model was not trained here: nobody has said what it was trained on."""
+    return () if config["arch"].get("is_pretrained") else tuple(stream.trained_lengths_tokens)
 
 
 def _is_done(job: Job, tasks: list[Task]) -> bool:
@@ -110,7 +115,7 @@ def _obtain_model(
         point["details"] |= {
             "dtype": config["dtype"],
             "parameter_mismatch": mismatch,
-            "trained_lengths_tokens": list(job.stream.trained_lengths_tokens),
+            "trained_lengths_tokens": list(_trained_lengths_tokens(config, job.stream)),
             "data": job.corpus.description(),
         }
         job.logbook.write(*job.identity, "train", {}, **point)

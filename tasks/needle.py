@@ -10,7 +10,8 @@ Metrics of a point (cell: context_tokens, depth):
     answer_log_probability_nats  mean log-probability of the whole answer, teacher forced
     chance_accuracy              of a number drawn at random
     achieved_depth_tokens        mean number of tokens before the needle's line
-    is_trained_length            1 where the context is no longer than the longest trained sequence
+    is_trained_length            1 where the context is no longer than the longest trained sequence, null
+                                 where it is not known what the model was trained on
 Samples: is_correct, answer_log_probability_nats, depth_tokens, one an example.
 Details: num_needles, copy_chance_accuracy (of copying any needle of the context, without matching
 the key), note, adaptation (of an adaptive model, else null).
@@ -91,7 +92,7 @@ class Needle(Task):
         """Raises ValueError where a length leaves no room for the needles, or no test document is
         as long."""
         self._device, self._seed = inputs.device, inputs.seed
-        self._longest_trained_tokens = max(inputs.trained_lengths_tokens, default=0)
+        self._longest_trained_tokens = max(inputs.trained_lengths_tokens, default=None)
         self._maker = NeedleMaker(split=inputs.corpus.test, num_needles=self.num_needles)
         for length in self.lengths_tokens:
             self._maker.check(length)
@@ -107,6 +108,7 @@ class Needle(Task):
             log_probabilities += scores.tolist()
             depth_tokens += examples.depth_tokens
         low, high = wilson_interval(sum(is_correct), len(is_correct))
+        longest = self._longest_trained_tokens
         return Measurement(
             metrics={
                 "accuracy": sum(is_correct) / len(is_correct),
@@ -116,7 +118,7 @@ class Needle(Task):
                 "answer_log_probability_nats": float(np.mean(log_probabilities)),
                 "chance_accuracy": 1 / self._maker.num_values,
                 "achieved_depth_tokens": float(np.mean(depth_tokens)),
-                "is_trained_length": int(cell["context_tokens"] <= self._longest_trained_tokens),
+                "is_trained_length": None if longest is None else int(cell["context_tokens"] <= longest),
             },
             samples={
                 "is_correct": is_correct,

@@ -16,6 +16,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ARCHITECTURES = sorted(path.stem for path in (REPOSITORY / "conf" / "arch").glob("*.yaml"))
 
 
+#: What an entry of conf/arch that reads a checkpoint needs: its folder, and its vocabulary for the data's.
+CHECKPOINT = (f"arch.path={REPOSITORY / 'tests' / 'goldens' / 'llama'}", "data.vocab_size=96")
+
+
+def needed_overrides(arch: str) -> list[str]:
+    """What must be said beside arch=NAME."""
+    text = (REPOSITORY / "conf" / "arch" / f"{arch}.yaml").read_text()
+    return list(CHECKPOINT) if "path: ???" in text else []
+
+
 def compose_resolved(*overrides: str) -> dict[str, Any]:
     """The resolved configuration of a command line."""
     return resolve(compose_config(list(overrides)))
@@ -23,7 +33,7 @@ def compose_resolved(*overrides: str) -> dict[str, Any]:
 
 def make_model(arch: str, *overrides: str, dtype: torch.dtype = torch.float64) -> SequenceModel:
     """A seeded model of an architecture at size=nano, every parameter moved off its initial value."""
-    config = compose_resolved(f"arch={arch}", "size=nano", "match=none", *overrides)
+    config = compose_resolved(f"arch={arch}", "size=nano", "match=none", *needed_overrides(arch), *overrides)
     torch.manual_seed(0)
     model = build_model(matched_model_config(config)[0]).to(dtype)
     with torch.no_grad():

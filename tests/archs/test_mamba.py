@@ -41,6 +41,31 @@ def test_the_step_size_starts_between_a_thousandth_and_a_tenth() -> None:
         assert 0.005 < step.log().mean().exp() < 0.02, "log-uniform: the middle is 0.01"
 
 
+def test_step_sizes_stay_within_their_limits() -> None:
+    """Beyond the limit it does not matter how far."""
+    layer = SmallMamba2(d_model=16, step_limits=(0.0, 0.05))
+    x = torch.randn(2, 9, 16)
+    with torch.no_grad():
+        layer.dt_bias.fill_(20.0)
+        limited = layer(x)
+        layer.dt_bias.fill_(30.0)
+        torch.testing.assert_close(layer(x), limited)
+        layer.step_limits = (0.0, 0.1)
+        assert (layer(x) - limited).abs().max() > 1e-5
+
+
+def test_the_gated_norm_is_over_each_of_its_groups() -> None:
+    y, gate = torch.randn(2, 5, 4, 8), torch.randn(2, 5, 32)
+    for num_norm_groups, num_parts in ((None, 2), (1, 1), (4, 4)):
+        layer = SmallMamba2(d_model=16, num_groups=2, num_norm_groups=num_norm_groups, norm_eps=0.1)
+        layer.out_proj = torch.nn.Identity()
+        gated = y.flatten(2) * torch.nn.functional.silu(gate)
+        parts = [
+            part / (part.square().mean(-1, keepdim=True) + 0.1).sqrt() for part in gated.chunk(num_parts, -1)
+        ]
+        torch.testing.assert_close(layer._output(y, gate), torch.cat(parts, -1))
+
+
 def test_another_start_than_the_published_one() -> None:
     torch.manual_seed(0)
     usual = Mamba(d_model=32)
@@ -195,6 +220,9 @@ def test_training_lowers_the_loss_on_a_repeated_token_stream() -> None:
         (Mamba2, {"d_model": 48, "num_heads": 0}, "num_heads=0 must divide expand \\* d_model = 96"),
         (Mamba2, {"d_model": 64, "num_groups": 3}, "num_groups=3 must divide the 2 heads"),
         (Mamba2, {"d_model": 64, "chunk_tokens": 0}, "chunk_tokens=0 must be positive"),
+        (Mamba2, {"d_model": 64, "num_norm_groups": 3}, "num_norm_groups=3 must divide the inner width 128"),
+        (Mamba2, {"d_model": 64, "step_limits": (0.1, 0.1)}, r"step_limits=\[0.1, 0.1\] must be two numbers"),
+        (Mamba, {"d_model": 64, "inner_width": 0}, "inner_width=0 must be positive"),
         (Mamba, {"d_model": 0}, "d_model=0 must be positive"),
         (Mamba, {"d_model": 64, "dt_rank": -1}, "dt_rank=-1 must be positive"),
         (Mamba, {"d_model": 64, "conv_width": 0}, "width=0 must be positive"),

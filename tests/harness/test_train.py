@@ -19,7 +19,11 @@ from harness.config import build_model, compose_config, instantiate, matched_mod
 from harness.train import Batch, Diverged, History, Training, make_optimizer, train
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
-ARCHITECTURES = sorted(path.stem for path in (CORPUS.parent.parent / "conf" / "arch").glob("*.yaml"))
+ARCHITECTURES = sorted(
+    path.stem
+    for path in (CORPUS.parent.parent / "conf" / "arch").glob("*.yaml")
+    if "is_pretrained: true" not in path.read_text()
+)
 CPU = torch.device("cpu")
 
 
