@@ -279,7 +279,7 @@ def learning_rate_table(results: Results) -> Table | None:
     return Table(
         name="learning_rates",
         caption="Loss on held-out batches of the mixture that is trained on (text and needle contexts, with "
-        "their weights) after a whole run at each rate of the common grid; bold is each architecture's "
+        "their weights) after training at each rate of the common grid; bold is each architecture's "
         "lowest. The last column is the rate that the training above used.",
         columns=[
             Column(title="Architecture", is_numeric=False),

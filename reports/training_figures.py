@@ -106,6 +106,6 @@ def learning_rate_figure(results: Results, output: Path) -> Picture | None:
             name="learning_rate_search",
             title="Learning-rate search",
             caption="Loss on held-out batches of the mixture that was trained on, text and needle contexts "
-            "with their weights, after a whole run at each learning rate (log axis).",
+            "with their weights, after training at each learning rate (log axis).",
             alternative_text=f"Held-out loss against learning rate, a line each for {names_of(lines)}.",
         )
