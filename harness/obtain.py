@@ -48,8 +48,7 @@ class Job:
 
 def obtain(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
     """Leaves `model` trained and returns what its "train" point says; one that came with its weights is left
-    as it is. Raises Diverged, or Failed where an
-    error ended the training, and CheckpointError."""
+    as it is. Raises Diverged, or Failed where an error ended the training, and CheckpointError."""
     if job.config["arch"].get("is_pretrained"):
         return _measure_pretrained(job, model)
     if job.config["arch"].get("expert_training") is not None:

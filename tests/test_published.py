@@ -48,7 +48,8 @@ def test_the_learning_rate_is_the_published_searchs_best(arch: str, results: Res
     "arch",
     [
         pytest.param(
-            arch, marks=pytest.mark.xfail(strict=True, reason="below 90%") if arch in NOT_YET else ()
+            arch,
+            marks=pytest.mark.xfail(strict=True, reason="not reached, see README") if arch in NOT_YET else (),
         )
         for arch in ARCHITECTURES
         if CONFIGS[arch]["arch"]["has_short_convolution"]

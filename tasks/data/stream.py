@@ -245,13 +245,14 @@ def _stages(curriculum: Sequence[Mapping[str, Any]], **general: Any) -> tuple[St
     """Checked; what a stage does not say is taken from the general settings."""
     required = ["until_fraction", "sequence_tokens"]
     stages = []
-    for settings in curriculum:
+    for entry in curriculum:
+        settings = {key: value for key, value in entry.items() if value is not None}
         if not set(required) <= set(settings) <= {*required, *general}:
             raise ValueError(
                 f"curriculum: a stage has the keys {', '.join(required)} and perhaps {', '.join(general)}, "
-                f"not {list(settings)}."
+                f"not {list(entry)}."
             )
-        stage = Stage(**{**general, **{key: value for key, value in settings.items() if value is not None}})
+        stage = Stage(**{**general, **settings})
         if stage.sequence_tokens < 1:
             raise ValueError(f"curriculum: sequence_tokens={stage.sequence_tokens} must be positive.")
         if not 0.0 <= stage.needle_fraction <= 1.0:

@@ -206,6 +206,7 @@ def test_domains_are_seen_equally_often(tmp_path: Any) -> None:
         ({"curriculum": [{"until_fraction": 0.5, "sequence_tokens": 64}]}, "must rise from above 0 to 1"),
         ({"curriculum": [{"until_fraction": 1.0, "sequence_tokens": 0}]}, "sequence_tokens=0"),
         ({"curriculum": [{"until_fraction": 1.0, "tokens": 64}]}, "has the keys until_fraction"),
+        ({"curriculum": [{"until_fraction": None, "sequence_tokens": 64}]}, "has the keys until_fraction"),
         ({"curriculum": [{"until_fraction": 1.0, "sequence_tokens": 10**6}]}, "no document of"),
         ({"curriculum": [{"until_fraction": 1.0, "sequence_tokens": 62}]}, "leaves no room"),
     ],
