@@ -78,11 +78,13 @@ def _announce(spec: dict[str, Any], device: torch.device, header: Header) -> Non
 
 def _header(spec: dict[str, Any], device: torch.device) -> Header:
     config = spec["configs"][0]
+    output, here = Path(config["output"]), Path.cwd()
+    shown = output.relative_to(here) if output.is_relative_to(here) else output  # records are published
     return Header(
         run_id=spec["run_ids"][-1],
         job=spec["job"],
         experiment=config["experiment_name"],
-        config={**config, "interleaved": [c["arch"] for c in spec["configs"][1:]]},
+        config={**config, "output": str(shown), "interleaved": [c["arch"] for c in spec["configs"][1:]]},
         config_hash=spec["config_hash"],
         command=spec["command"],
         environment=environment.describe(device),
