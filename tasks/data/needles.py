@@ -59,11 +59,14 @@ class NeedleMaker:
     so there may be more queries than needles.
     min_needles: where it is given, a context holds any number of needles from it to num_needles;
     contexts of few needles, of which a guess is often right, are learned first and lead to the others.
+    min_queries: where it is given, any number of queries from it to num_queries is asked. Where the
+    number is always large, the end of every context is answers alone, and a model does not learn to
+    find a needle that lies close before the question.
     max_trailing_tokens: up to so many tokens, a line feed and text, follow the last answer; how many is
     drawn evenly, as far as the context has room. Without them training ends every context at the
     same place of an architecture's mini-batches, and a model learns to answer there alone.
-    Raises ValueError where a number is not positive, num_needles is more than there are letters or
-    min_needles is more than num_needles.
+    Raises ValueError where a number is not positive, num_needles is more than there are letters,
+    min_needles is more than num_needles or min_queries is more than num_queries.
     """
 
     def __init__(
@@ -73,18 +76,22 @@ class NeedleMaker:
         num_needles: int = 4,
         num_queries: int = 1,
         min_needles: int | None = None,
+        min_queries: int | None = None,
         max_trailing_tokens: int = 0,
     ) -> None:
         for name, value in (("num_needles", num_needles), ("num_queries", num_queries)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be positive.")
         self.min_needles = num_needles if min_needles is None else min_needles
+        self.min_queries = num_queries if min_queries is None else min_queries
         if max_trailing_tokens < 0:
             raise ValueError(f"max_trailing_tokens={max_trailing_tokens} must not be negative.")
         if num_needles > len(LETTERS):
             raise ValueError(f"num_needles={num_needles} must be at most {len(LETTERS)}, one a letter.")
         if not 1 <= self.min_needles <= num_needles:
             raise ValueError(f"min_needles={min_needles} must lie between 1 and num_needles={num_needles}.")
+        if not 1 <= self.min_queries <= num_queries:
+            raise ValueError(f"min_queries={min_queries} must lie between 1 and num_queries={num_queries}.")
         self.split, self.num_needles, self.num_queries = split, num_needles, num_queries
         self.max_trailing_tokens = max_trailing_tokens
         self._tokenizer = split.tokenizer
@@ -100,7 +107,7 @@ class NeedleMaker:
 
     def check(self, context_tokens: int) -> None:
         """Raises ValueError where not every context of this length can be made."""
-        self._draw(context_tokens, self.num_needles, np.random.default_rng(0), None)
+        self._draw(context_tokens, self.num_needles, self.num_queries, np.random.default_rng(0), None)
 
     def draw(self, context_tokens: int, rng: np.random.Generator, depth: float | None = None) -> Needles:
         """A context of exactly context_tokens tokens, answers included.
@@ -110,10 +117,16 @@ class NeedleMaker:
         line end before its depth, at depth 1 after the text, which may end within a line.
         Raises ValueError where the needles leave no room or no document is long enough."""
         num_needles = int(rng.integers(self.min_needles, self.num_needles + 1))
-        return self._draw(context_tokens, num_needles, rng, depth)
+        num_queries = int(rng.integers(self.min_queries, self.num_queries + 1))
+        return self._draw(context_tokens, num_needles, num_queries, rng, depth)
 
     def _draw(
-        self, context_tokens: int, num_needles: int, rng: np.random.Generator, depth: float | None
+        self,
+        context_tokens: int,
+        num_needles: int,
+        num_queries: int,
+        rng: np.random.Generator,
+        depth: float | None,
     ) -> Needles:
         values = self._values[rng.integers(len(self._values), size=num_needles)]
         letters = list(LETTERS[: max(NUM_KEYS, self.num_needles)])
@@ -123,14 +136,14 @@ class NeedleMaker:
             np.concatenate([prefix, value, self._newline])
             for prefix, value in zip(prefixes, values, strict=True)
         ]
-        asked = [0, *rng.integers(num_needles, size=self.num_queries - 1).tolist()]
+        asked = [0, *rng.integers(num_needles, size=num_queries - 1).tolist()]
         tail = [lines[index] for index in asked]
         num_tail = sum(len(line) for line in tail) - len(self._newline)
         num_text = context_tokens - num_tail - sum(len(line) for line in lines)
         if num_text < 1:
             raise ValueError(
                 f"context_tokens={context_tokens} leaves no room for text beside {num_needles} needles "
-                f"and {self.num_queries} queries; use at least {context_tokens - num_text + 1}."
+                f"and {num_queries} queries; use at least {context_tokens - num_text + 1}."
             )
         num_trailing = int(rng.integers(min(self.max_trailing_tokens, num_text - 1) + 1))
         text = self._text(context_tokens, num_text, rng)

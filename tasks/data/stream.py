@@ -43,6 +43,7 @@ class Stage:
     num_needles: int
     min_needles: int | None
     num_queries: int
+    min_queries: int | None
 
 
 class TrainingStream:
@@ -51,11 +52,12 @@ class TrainingStream:
     num_steps:          the steps of the whole run, which place the curriculum's stages.
     batch_tokens:       tokens of a batch, whatever its sequence length (at least one row).
     curriculum:         stages in order, as {until_fraction, sequence_tokens}, and needle_fraction,
-                        num_needles, min_needles or num_queries where the stage has its own; the last
-                        reaches 1. Short stages of needles alone teach recall in the fewest steps.
+                        num_needles, min_needles, num_queries or min_queries where the stage has its
+                        own; the last reaches 1. Short stages of needles alone teach recall in the
+                        fewest steps.
     needle_fraction:    share of the rows that are needle contexts.
-    num_needles, num_queries, min_needles, max_trailing_tokens: see NeedleMaker; several queries a
-                        context make the signal denser.
+    num_needles, min_needles, num_queries, min_queries, max_trailing_tokens: see NeedleMaker; several
+                        queries a context make the signal denser.
     answer_weight:      weight of an answer's tokens in the loss; corpus text has 1.
     text_weight:        weight of the text around the needles. The needles' lines and the queries,
                         which are drawn at random, have 0.
@@ -77,6 +79,7 @@ class TrainingStream:
         num_needles: int = 4,
         num_queries: int = 4,
         min_needles: int | None = None,
+        min_queries: int | None = None,
         max_trailing_tokens: int = 0,
         answer_weight: float = 8.0,
         text_weight: float = 1.0,
@@ -104,6 +107,7 @@ class TrainingStream:
             num_needles=num_needles,
             min_needles=min_needles,
             num_queries=num_queries,
+            min_queries=min_queries,
         )
         self._documents = DocumentSampler(corpus.train, is_domain_balanced=is_domain_balanced)
         self._validation_documents = DocumentSampler(corpus.validation, is_domain_balanced=is_domain_balanced)
@@ -119,6 +123,7 @@ class TrainingStream:
             num_needles=stage.num_needles,
             min_needles=stage.min_needles,
             num_queries=stage.num_queries,
+            min_queries=stage.min_queries,
             max_trailing_tokens=self._max_trailing_tokens,
         )
 

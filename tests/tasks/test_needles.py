@@ -91,6 +91,22 @@ def test_any_number_of_needles_from_the_least_on_occurs(corpus: Corpus) -> None:
         assert all(numbers.count(number) >= 10 for number in expected)
 
 
+def test_any_number_of_queries_from_the_least_on_occurs(corpus: Corpus) -> None:
+    for settings, expected in (({"min_queries": 1}, {1, 2, 3}), ({"min_queries": 2}, {2, 3}), ({}, {3})):
+        maker = NeedleMaker(split=corpus.test, num_needles=2, num_queries=3, **settings)
+        numbers = []
+        for seed in range(60):
+            needles = maker.draw(200, np.random.default_rng(seed), 1.0)
+            text = corpus.tokenizer.decode(needles.tokens)
+            assert len(text) == 200 and len(needles.query_spans) == len(needles.answer_spans)
+            start, stop = needles.query_spans[0]
+            assert text[slice(*needles.needle_spans[-1])].startswith(text[start:stop])
+            assert needles.answer_spans[-1][1] == 200
+            numbers.append(len(needles.query_spans))
+        assert set(numbers) == expected
+        assert all(numbers.count(number) >= 10 for number in expected)
+
+
 def test_a_later_query_is_for_any_needle_the_first_one_included(corpus: Corpus) -> None:
     """The keys of later queries are drawn afresh each time, so that some repeat."""
     maker = NeedleMaker(split=corpus.test, num_needles=4, num_queries=2)
@@ -203,6 +219,12 @@ def test_counts_that_make_no_sense_are_refused(corpus: Corpus, num_needles: int,
 def test_a_least_number_that_makes_no_sense_is_refused(corpus: Corpus, min_needles: int) -> None:
     with pytest.raises(ValueError, match=f"min_needles={min_needles} must lie between 1 and num_needles=3"):
         NeedleMaker(split=corpus.test, num_needles=3, min_needles=min_needles)
+
+
+@pytest.mark.parametrize("min_queries", [0, -1, 4])
+def test_a_least_number_of_queries_that_makes_no_sense_is_refused(corpus: Corpus, min_queries: int) -> None:
+    with pytest.raises(ValueError, match=f"min_queries={min_queries} must lie between 1 and num_queries=3"):
+        NeedleMaker(split=corpus.test, num_queries=3, min_queries=min_queries)
 
 
 def test_more_needles_than_letters_are_refused(corpus: Corpus) -> None:

@@ -103,6 +103,14 @@ def test_a_stage_may_have_needles_and_queries_of_its_own(corpus: Corpus) -> None
         assert ((batch.weights == 8.0).sum(1) == 4 * num_queries).all()
 
 
+def test_a_stage_may_ask_any_number_of_queries(corpus: Corpus) -> None:
+    stages = [CURRICULUM[0], {**CURRICULUM[1], "min_queries": 1}]
+    stream = make_stream(corpus, curriculum=stages, needle_fraction=1.0, num_queries=3)
+    for steps, num_queries in ((range(5), {3}), (range(30, 40), {1, 2, 3})):
+        answers = torch.cat([(stream.batch(step).weights == 8.0).sum(1) for step in steps])
+        assert set((answers / 4).tolist()) == num_queries
+
+
 def test_a_stages_own_number_of_needles_is_its_least_too(corpus: Corpus) -> None:
     stage = {"until_fraction": 1.0, "sequence_tokens": 256, "num_needles": 2, "needle_fraction": None}
     stream = make_stream(corpus, curriculum=[stage], needle_fraction=1.0, num_needles=4)
