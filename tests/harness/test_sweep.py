@@ -171,3 +171,24 @@ def test_the_specification_of_a_job_is_json_and_removed(sweep: tuple) -> None:
     for path in (sweep[0] / "records").iterdir():
         for line in path.read_text().splitlines():
             assert json.loads(line)["schema_version"] == 1
+
+
+@pytest.mark.parametrize("given", ["outputs/x", "{here}/outputs/x", "{beside}/elsewhere"])
+def test_records_name_the_output_folder_from_where_the_run_was_started(
+    quick_command: Command,
+    records: Callable[[Path], list],
+    tiny: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+) -> None:
+    """What lies below is named without a machine's own path, so that records can be published."""
+    here = tmp_path / "clone"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    output = given.format(here=here, beside=tmp_path)
+    code, _, err = quick_command("arch=transformer", "task=[]", f"output={output}", *tiny)
+    assert code == 0, err
+    (header,) = (record for record in records(here / output) if isinstance(record, Header))
+    expected = "outputs/x" if "outputs" in given else str(tmp_path / "elsewhere")
+    assert header.config["output"] == expected
