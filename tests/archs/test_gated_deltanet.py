@@ -108,7 +108,7 @@ def test_it_starts_as_published() -> None:
         d_model=64, num_heads=2000, head_width=1, start_steps=(0.5, 2.0), start_decays=(1.0, 2.0)
     )
     steps, rates = F.softplus(mixer.dt_bias), mixer.A_log.exp()
-    assert 0.499 < steps.min() and steps.max() < 2.001 and 0.999 < rates.min() and rates.max() < 2.001
+    assert steps.min() > 0.499 and steps.max() < 2.001 and rates.min() > 0.999 and rates.max() < 2.001
 
 
 def test_a_decay_rate_of_zero_can_still_be_trained() -> None:
