@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,14 @@ def undecayed(values: Tensor) -> nn.Parameter:
     parameter = nn.Parameter(values)
     parameter.is_decayed = False  # type: ignore[attr-defined]
     return parameter
+
+
+def initial_step_bias(count: int, steps: Sequence[float]) -> Tensor:
+    """(count,): softplus of it is log-uniform in the range `steps`, two positive numbers
+    (arXiv 2312.00752, section 3.6: the start of a step size's bias)."""
+    low, high = (math.log(step) for step in steps)
+    step = torch.exp(low + (high - low) * torch.rand(count))
+    return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
 
 class SwiGLU(nn.Module):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution, undecayed
+from archs.layers import CausalConvolution, initial_step_bias, undecayed
 from archs.ops.selective_scan import OPERATION as SELECTIVE_SCAN
 from archs.ops.selective_scan import selective_scan, selective_step
 from archs.ops.ssd import OPERATION as SSD
@@ -57,13 +57,6 @@ def _inner_width(d_model: int, expand: int, inner_width: int | None) -> int:
         return expand * d_model
     _check_positive(inner_width=inner_width)
     return inner_width
-
-
-def _initial_step_bias(count: int, steps: Sequence[float]) -> Tensor:
-    """(count,): softplus of it is log-uniform in the range `steps`."""
-    low, high = (math.log(step) for step in steps)
-    step = torch.exp(low + (high - low) * torch.rand(count))
-    return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
 
 def _state_bytes(convolution: CausalConvolution, batch_size: int, hidden_elements: int) -> int:
@@ -121,7 +114,7 @@ class Mamba(Mixer):
         self.out_proj = nn.Linear(inner, d_model, bias=use_bias)
         nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
         with torch.no_grad():
-            self.dt_proj.bias.copy_(_initial_step_bias(inner, start_steps))
+            self.dt_proj.bias.copy_(initial_step_bias(inner, start_steps))
             self.x_proj.weight[dt_rank:] *= start_maps
 
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -245,7 +238,7 @@ class Mamba2(Mixer):
         self.conv_channels = inner + 2 * num_groups * state_width
         self.in_proj = nn.Linear(d_model, inner + self.conv_channels + self.num_heads, bias=use_bias)
         self.conv1d = CausalConvolution(d_model=self.conv_channels, width=conv_width, use_bias=use_conv_bias)
-        self.dt_bias = nn.Parameter(_initial_step_bias(self.num_heads, start_steps))
+        self.dt_bias = nn.Parameter(initial_step_bias(self.num_heads, start_steps))
         self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(*start_decays).log())
         self.D = nn.Parameter(torch.full((self.num_heads,), float(start_skip)))
         self.norm = nn.RMSNorm(inner, eps=norm_eps)

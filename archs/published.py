@@ -19,6 +19,7 @@ from archs.attention import Attention
 from archs.layers import ShortConvolution
 from archs.mamba import Mamba, Mamba2
 from archs.published_settings import Settings
+from archs.sliding_window import SlidingWindowAttention
 from archs.ttt import TTTMLP, TTTLinear
 
 SILU = ("silu", "swish")
@@ -156,22 +157,18 @@ def _rope_theta(settings: Settings) -> float:
     return theta
 
 
-def _refuse_window(settings: Settings, default: int, default_positions: int) -> None:
-    """A sliding window that is narrower than the positions the model is made for."""
+def _active_window(settings: Settings, default: int, default_positions: int) -> int | None:
+    """The tokens of a sliding window that is narrower than the positions the model is made for, else
+    None."""
     if settings.values.get("sliding_window", default) is None:
-        return
+        return None
     window = settings.whole("sliding_window", default)
-    positions = settings.whole("max_position_embeddings", default_positions)
-    if window < positions:
-        raise ValueError(
-            f"sliding_window={window} is narrower than max_position_embeddings={positions}, which changes "
-            "the model's numbers and is not supported; choose a checkpoint without a sliding window"
-        )
+    return window if window < settings.whole("max_position_embeddings", default_positions) else None
 
 
 def _llama_like(settings: Settings, kind: str) -> Published:
     use_bias = use_output_bias = use_feed_forward_bias = False
-    num_kv_heads = None
+    num_kv_heads = window = None
     layer_types = settings.values.get("layer_types")
     if layer_types != ["full_attention"] * settings.whole("num_hidden_layers"):
         settings.expect("layer_types", (None,), None)
@@ -179,24 +176,30 @@ def _llama_like(settings: Settings, kind: str) -> Published:
         use_bias = use_output_bias = settings.flag("attention_bias", False)
         use_feed_forward_bias = settings.flag("mlp_bias", False)
     elif kind == "mistral":
-        _refuse_window(settings, 4096, 4096 * 32)
+        window = _active_window(settings, 4096, 4096 * 32)
         num_kv_heads = None if "num_key_value_heads" in settings.values else 8
     else:  # qwen2: biases on q, k and v by definition, and a window only where it is switched on
         use_bias = True
         if settings.flag("use_sliding_window", False):
             num_full = settings.whole("max_window_layers", 28)
             if not layer_types and num_full < settings.whole("num_hidden_layers"):
-                _refuse_window(settings, 4096, 32_768)
+                window = _active_window(settings, 4096, 32_768)
+                if window is not None:
+                    raise ValueError(
+                        f"sliding_window={window} with biases on q, k and v is not supported; "
+                        "choose a checkpoint without a sliding window"
+                    )
     settings.expect("hidden_act", SILU, "silu")
-    mixer = partial(
-        Attention,
-        num_heads=settings.whole("num_attention_heads"),
-        num_kv_heads=settings.whole("num_key_value_heads", num_kv_heads),
-        head_width=settings.whole("head_dim", None),
-        use_bias=use_bias,
-        use_output_bias=use_output_bias,
-        rope_theta=_rope_theta(settings),
-    )
+    shared = {
+        "num_heads": settings.whole("num_attention_heads"),
+        "num_kv_heads": settings.whole("num_key_value_heads", num_kv_heads),
+        "head_width": settings.whole("head_dim", None),
+        "rope_theta": _rope_theta(settings),
+    }
+    if window is None:
+        mixer = partial(Attention, use_bias=use_bias, use_output_bias=use_output_bias, **shared)
+    else:
+        mixer = partial(SlidingWindowAttention, window_tokens=window, **shared)
     decoder = {
         **_frame(settings, is_tied=False, norm_eps="rms_norm_eps", default_eps=1e-6),
         "d_ff": _feed_forward_width(settings),

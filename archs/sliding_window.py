@@ -32,6 +32,7 @@ class SlidingWindowAttention(Mixer):
     rotary positions turn the first half of a head's width only and the persistent keys live in the
     other half, so that their weight does not depend on how far into the text the query stands.
 
+    head_width: K, default d_model / num_heads.
     conv_width: 0, or the width of causal convolutions on q, k and v before the rotation.
     Raises ValueError where heads do not divide the width or a size is not positive.
     """
@@ -45,6 +46,7 @@ class SlidingWindowAttention(Mixer):
         num_heads: int,
         window_tokens: int,
         num_kv_heads: int | None = None,
+        head_width: int | None = None,
         num_persistent_tokens: int = 0,
         rope_theta: float = 10_000.0,
         conv_width: int = 0,
@@ -53,10 +55,17 @@ class SlidingWindowAttention(Mixer):
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         multiple = 4 if num_persistent_tokens else 2
-        if num_heads < 1 or d_model % num_heads or (d_model // num_heads) % multiple:
+        if head_width is None:
+            if num_heads < 1 or d_model % num_heads or (d_model // num_heads) % multiple:
+                raise ValueError(
+                    f"num_heads={num_heads} must divide d_model={d_model} into heads whose width is a "
+                    f"multiple of {multiple}"
+                )
+            head_width = d_model // num_heads
+        if num_heads < 1 or head_width < 1 or head_width % multiple:
             raise ValueError(
-                f"num_heads={num_heads} must divide d_model={d_model} into heads whose width is a "
-                f"multiple of {multiple}"
+                f"num_heads={num_heads} must be positive and head_width={head_width} a positive multiple of "
+                f"{multiple}"
             )
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
@@ -65,16 +74,16 @@ class SlidingWindowAttention(Mixer):
         if num_persistent_tokens < 0:
             raise ValueError(f"num_persistent_tokens={num_persistent_tokens} must not be negative")
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
-        self.head_width = d_model // num_heads
+        self.head_width = head_width
         self.rotary_width = self.head_width // 2 if num_persistent_tokens else self.head_width
         self.window_tokens, self.num_persistent_tokens = window_tokens, num_persistent_tokens
         self.rope_theta, self.implementation = rope_theta, implementation
-        kv_width = num_kv_heads * self.head_width
-        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        q_width, kv_width = num_heads * head_width, num_kv_heads * head_width
+        self.q_proj = nn.Linear(d_model, q_width, bias=False)
         self.k_proj = nn.Linear(d_model, kv_width, bias=False)
         self.v_proj = nn.Linear(d_model, kv_width, bias=False)
-        self.o_proj = nn.Linear(d_model, d_model, bias=False)
-        widths = (d_model, kv_width, kv_width) if conv_width else ()
+        self.o_proj = nn.Linear(q_width, d_model, bias=False)
+        widths = (q_width, kv_width, kv_width) if conv_width else ()
         self.convs = nn.ModuleList(CausalConvolution(d_model=width, width=conv_width) for width in widths)
         shape = (num_persistent_tokens, num_kv_heads, self.head_width)
         still_shape = (*shape[:2], self.head_width - self.rotary_width)
@@ -184,7 +193,7 @@ class SlidingWindowAttention(Mixer):
         return cache + sum(conv.tail_bytes(batch_size) for conv in self.convs)
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """Projections 2 (2 D^2 + 2 D d_kv) a token; 4 D a query-key pair, at most
+        """Projections 2 (2 D H K + 2 D d_kv) a token; 4 H K a query-key pair, at most
         window_tokens + num_persistent_tokens pairs a token."""
         window = self._num_slots(context_tokens)
         if phase == "prefill":
@@ -193,12 +202,12 @@ class SlidingWindowAttention(Mixer):
             num_keys = context_tokens
         else:
             num_queries, pairs, num_keys = 1, window, window
-        d_model = self.q_proj.weight.shape[0]
+        q_width = self.q_proj.weight.shape[0]
         weights = sum(p.weight.numel() for p in (self.q_proj, self.k_proj, self.v_proj, self.o_proj))
         per_token = 2.0 * weights + sum(conv.flops_per_token() for conv in self.convs)
         persistent = num_queries * self.num_persistent_tokens
         return Flops(
             matmul=num_queries * per_token,
-            attention=4.0 * d_model * (pairs + persistent),
-            attention_square=4.0 * d_model * (num_queries * num_keys + persistent),
+            attention=4.0 * q_width * (pairs + persistent),
+            attention_square=4.0 * q_width * (num_queries * num_keys + persistent),
         )

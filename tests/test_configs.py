@@ -52,6 +52,7 @@ def test_the_architectures_of_the_project_are_there() -> None:
     assert {
         *("transformer", "transformer_conv", "transformer_squared", "mamba", "mamba2", "recurrent", "hybrid"),
         *("ttt_linear", "ttt_mlp", "titans_lmm", "titans_mac", "titans_mag", "titans_mal"),
+        *("gated_deltanet", "sliding_window"),
     } <= set(names("arch"))
 
 
@@ -134,9 +135,14 @@ def test_an_experiment_composes(experiment: str) -> None:
     check_config(config)
 
 
+#: Swept by `smoke` alone: they join the others when the published records are measured anew.
+NOT_YET_PUBLISHED = {"gated_deltanet", "sliding_window"}
+
+
 def test_the_experiments_measure_every_architecture() -> None:
-    for experiment in ("cpu_small", "gpu_small", "smoke"):
-        assert set(compose(f"experiment={experiment}")["interleave"]) == set(TRAINED)
+    assert set(compose("experiment=smoke")["interleave"]) == set(TRAINED)
+    for experiment in ("cpu_small", "gpu_small"):
+        assert set(compose(f"experiment={experiment}")["interleave"]) == set(TRAINED) - NOT_YET_PUBLISHED
 
 
 def test_an_override_holds_over_an_experiment() -> None:

@@ -21,6 +21,7 @@ from archs.decoder import Decoder
 from archs.layers import ShortConvolution
 from archs.mamba import Mamba, Mamba2
 from archs.pretrained import load_pretrained
+from archs.sliding_window import SlidingWindowAttention
 from archs.ttt import TTTMLP, TTTLinear
 
 # Checkpoints of random weights, saved by the published implementations (transformers 5.23's llama, mamba and
@@ -126,6 +127,22 @@ def test_agrees_with_the_published_implementation(name: str) -> None:
         torch.testing.assert_close(run(model, tokens, sizes), logits, rtol=0, atol=2e-4)
 
 
+@torch.no_grad()
+def test_an_active_window_agrees_with_the_published_implementation(tmp_path: Path) -> None:
+    """transformers' mistral with a window of 16 on the weights of the llama above, in its own numbers: those
+    of a llama up to the window, and others after it."""
+    save(tmp_path, golden_config("mistral"), golden_tensors("llama"))
+    model = load_pretrained(tmp_path)
+    expected = load_file(GOLDENS / "mistral" / "expected.safetensors")
+    tokens, logits = expected["tokens"].long(), expected["logits"]
+    torch.testing.assert_close(model(tokens), logits, rtol=0, atol=2e-4)
+    for sizes in ((72,), (5, 17, 1, 33), (1, 63, 8), (16, 48), ()):
+        torch.testing.assert_close(run(model, tokens, sizes), logits, rtol=0, atol=2e-4)
+    without = load_pretrained(GOLDENS / "llama")(tokens)
+    torch.testing.assert_close(without[:, :16], logits[:, :16], rtol=0, atol=2e-4)
+    assert (without[:, 16:] - logits[:, 16:]).abs().amax(dim=(0, 2)).min() > 0.01
+
+
 # Every variation: the settings of config.json, and the model of ours that they describe.
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2}
@@ -190,6 +207,27 @@ CASES: dict[str, tuple[dict[str, Any], Any, dict[str, Any], list[tuple[str, str]
             "max_position_embeddings": 4096,
         },
         ATTENTION,
+        {},
+        LLAMA,
+    ),
+    "mistral_with_a_window": (
+        {
+            **LLAMA_CONFIG,
+            "model_type": "mistral",
+            "num_key_value_heads": 2,
+            "sliding_window": 8,
+            "head_dim": 14,
+        },
+        partial(SlidingWindowAttention, num_heads=4, num_kv_heads=2, head_width=14, window_tokens=8),
+        {},
+        LLAMA,
+    ),
+    "mistral_with_the_default_window": (  # of 4096 tokens
+        {
+            **LLAMA_CONFIG,
+            **{"model_type": "mistral", "num_key_value_heads": 4, "max_position_embeddings": 32_768},
+        },
+        partial(SlidingWindowAttention, num_heads=4, window_tokens=4096),
         {},
         LLAMA,
     ),
@@ -334,7 +372,7 @@ def test_every_variation_keeps_the_contract(case: tuple[Path, Decoder]) -> None:
     for sizes in ((5, 16, 1), (), (NUM_TOKENS,)):
         torch.testing.assert_close(run(model, tokens, sizes), expected, rtol=0, atol=1e-9)
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, (Attention, SlidingWindowAttention)):
             module.implementation = "plain"
     num_tokens = 240  # whole mini-batches and chunks, which the formulas assume
     with FlopCounterMode(display=False) as counter:
@@ -480,16 +518,11 @@ def test_all_that_does_not_fit_is_listed_in_one_error(tmp_path: Path) -> None:
         ("llama", {"tie_word_embeddings": True}, ["lm_head.weight differs from model.embed_tokens.weight"]),
         ("llama", {"attention_bias": True}, ["missing model.layers.0.self_attn.q_proj.bias"]),
         ("llama", {"num_hidden_layers": 1}, ["unexpected model.layers.1."]),
-        ("llama", {"model_type": "mistral", "sliding_window": 64}, ["sliding_window=64", "512"]),
-        (  # the published default is a window of 4096
-            "llama",
-            {"model_type": "mistral", "max_position_embeddings": 32_768},
-            ["sliding_window=4096", "32768"],
-        ),
+        ("llama", {"model_type": "mistral", "sliding_window": 0}, ["window_tokens=0"]),
         (
             "llama",
             {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "sliding_window": 64},
-            ["sliding_window=64"],
+            ["sliding_window=64", "biases"],
         ),
         ("mamba", {"hidden_act": "relu"}, ["hidden_act='relu'"]),
         ("mamba", {"intermediate_size": 0}, ["inner_width=0"]),
