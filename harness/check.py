@@ -32,6 +32,8 @@ ROOT_HINTS: dict[str, Any] = {
 }
 SIZE_HINTS: dict[str, Any] = {
     "name": str,
+    "is_published": bool,
+    "vocab_size": int,
     "d_model": int,
     "num_layers": int,
     "num_heads": int,
@@ -48,6 +50,8 @@ ARCH_HINTS: dict[str, Any] = {
     "match": dict[str, Any] | None,
     "model": dict[str, Any],
 }
+#: What an architecture may have beside.
+PUBLISHED_HINTS: dict[str, Any] = {"published": list[str], "published_model": dict[str, Any]}
 POSITIVE_KEYS = ("num_threads", "job_timeout_s")
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -59,18 +63,18 @@ def check_root(config: Mapping[str, Any]) -> None:
     Raises ValueError with one sentence."""
     _require(config, [*ROOT_HINTS, "size", "reference", "data", "train", "tasks"], "The configuration")
     check_values(config, ROOT_HINTS, "")
-    _require(config["size"], list(SIZE_HINTS), "size")
+    _require(config["size"], [key for key in SIZE_HINTS if key != "is_published"], "size")
     for key in POSITIVE_KEYS:
         if config[key] is not None and config[key] <= 0:
             raise ValueError(f"{key}={config[key]} must be positive.")
     check_values(config["size"], SIZE_HINTS, "size")
     for key, value in config["size"].items():
-        if key != "name" and value < (0 if key == "d_ff" else 1):
+        if SIZE_HINTS.get(key) is int and value < (0 if key == "d_ff" else 1):
             raise ValueError(f"size.{key}={value} must be positive.")
     for group in ("arch", "reference"):
         if config.get(group) is not None:
             _require(config[group], list(ARCH_HINTS), group)
-            check_values(config[group], ARCH_HINTS, group)
+            check_values(config[group], ARCH_HINTS | PUBLISHED_HINTS, group)
             if (config[group]["learning_rate"] is None) != config[group].get("is_pretrained", False):
                 shown = _shown(config[group]["learning_rate"])
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,18 @@ import hydra.utils
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from archs.base import SequenceModel
 from harness.check import check_call, check_root, check_targets, check_values
 from harness.config_dir import CONFIG_DIR, register_resolvers
+from harness.config_dir import resolve as resolve
 from harness.expert_training import train_experts
 from harness.record import content_hash
 from harness.train import Training
 
 #: Settings of conf/train that are not the trainer's own.
-NOT_TRAINER_KEYS = ("name", "stream", "search", "search_grid")
+NOT_TRAINER_KEYS = ("name", "stream", "search", "search_grid", "by_size", "peak_learning_rate")
 
 #: Settings of train_experts that count something.
 EXPERT_COUNTS = ("num_steps", "evaluate_every", "num_validation_batches", "num_classifier_batches")
@@ -42,13 +44,6 @@ def compose_config(overrides: list[str], config_dir: str | None = None) -> DictC
         return compose("config", overrides)
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
-    """Plain, fully interpolated data; raises ValueError naming an unresolved interpolation."""
-    value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(value, dict)
-    return {"tasks": {}} | {str(key): item for key, item in value.items()}
-
-
 def check_config(config: Mapping[str, Any]) -> None:
     """Everything that a job will build, before it builds any of it.
 
@@ -59,6 +54,13 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, task in config["tasks"].items():
         check_targets(task, f"tasks.{name}")
     check_targets(config["data"]["corpus"], "data.corpus")
+    num_tokens = config["data"]["vocab_size"]
+    num_rows = config["arch"]["model"].get("vocab_size", num_tokens)
+    if num_tokens > num_rows:
+        raise ValueError(
+            f"data.vocab_size={num_tokens} is more than the {num_rows} tokens of "
+            f"arch={config['arch']['name']} at size={config['size']['name']}; choose another."
+        )
     train = config["train"]
     settings = {key: value for key, value in train.items() if key not in NOT_TRAINER_KEYS}
     if "learning_rate" in settings:
@@ -67,7 +69,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_values(train, {"search": bool, "search_grid": list[float]}, "train")
     if train["search"] and not train["search_grid"]:
         raise ValueError("train.search_grid=[] must hold at least one learning rate; or train.search=false.")
-    rates = train["search_grid"] if train["search"] else [config["arch"]["learning_rate"]]
+    check_values(train, {"peak_learning_rate": float, "by_size": dict[str, Any]}, "train")
+    rates = train["search_grid"] if train["search"] else [peak_rate(config)]
     for rate in [] if config["arch"].get("is_pretrained") else rates:
         training_settings(config, rate)
     check_targets({**train["stream"], "_partial_": True}, "train.stream")  # the corpus is added later
@@ -85,6 +88,13 @@ def check_config(config: Mapping[str, Any]) -> None:
         for key, value in experts["reinforce"].items():
             if key in EXPERT_COUNTS and value < 1:
                 raise ValueError(f"{path}.{key}={value} must be positive.")
+
+
+def peak_rate(config: Mapping[str, Any]) -> float:
+    """The learning rate to train at without a search: the recipe's, where it has one, else the
+    architecture's."""
+    rate: float = config["train"].get("peak_learning_rate", config["arch"]["learning_rate"])
+    return rate
 
 
 def training_settings(config: Mapping[str, Any], learning_rate: float) -> Training:
@@ -112,13 +122,15 @@ def instantiate(node: Mapping[str, Any]) -> Any:
 
 def matched_model_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
     """The model's configuration after `match`, and the remaining relative mismatch in parameters
-    against the reference (None for the reference itself, and with match=none).
+    against the reference (None for the reference itself, a published model, and with match=none).
 
     An architecture's `match` names the key whose value is solved (`d_ff` or `d_model`) and the
     step it moves in; one without it is compared as it is, and `mismatch_text` says what it is over.
+    At a size that its `published` names, an architecture is that published model, and nothing is solved.
     Raises ValueError where no value of the key comes within MATCH_TOLERANCE."""
     model_config, rule = dict(config["arch"]["model"]), config["arch"]["match"]
-    if config["match"] == "none" or model_config == config["reference"]["model"]:
+    is_published = config["size"]["name"] in config["arch"].get("published", ())
+    if config["match"] == "none" or is_published or model_config == config["reference"]["model"]:
         return model_config, None
     target = build_model(config["reference"]["model"], "meta").num_parameters
     if rule is None:
@@ -148,21 +160,26 @@ def mismatch_text(mismatch: float) -> str:
 
 
 def _nearest(count: Callable[[int], int], target: int, step: int, start: int) -> int:
-    """The multiple of `step` whose count is nearest to `target`; counts grow with the value."""
+    """The multiple of `step` whose count is nearest to `target`; counts grow with the value, nearly
+    evenly, so that the chord between the bounds leads near it in a few counts."""
+    counts = functools.cache(count)
     low, high = step, max(step, start // step * step)
-    while count(high) < target:
+    while counts(high) < target:
         low, high = high, 2 * high
     while high - low > step:
-        middle = (low + high) // 2 // step * step
-        low, high = (middle, high) if count(middle) < target else (low, middle)
-    return min((low, high), key=lambda value: abs(count(value) - target))
+        share = (target - counts(low)) / max(1, counts(high) - counts(low))
+        chord = low + round(share * (high - low) / step) * step
+        for value in (min(max(chord, low + step), high - step), chord + step, chord - step):
+            if low < value < high:
+                low, high = (value, high) if counts(value) < target else (low, value)
+    return min((low, high), key=lambda value: abs(counts(value) - target))
 
 
 def training_hash(
     config: Mapping[str, Any], model_config: Mapping[str, Any], learning_rate: float, data_hash: str
 ) -> str:
     """What decides a trained model: its name in the checkpoint folder."""
-    ignored = ("name", "search", "search_grid", "checkpoint_interval_s")
+    ignored = ("name", "search", "search_grid", "by_size", "peak_learning_rate", "checkpoint_interval_s")
     train = {key: value for key, value in config["train"].items() if key not in ignored}
     return content_hash(
         {

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from archs.base import SequenceModel, resolve_implementations
 from harness.checkpoint import load_model, save_model
-from harness.config import build_model, instantiate, training_hash, training_settings
+from harness.config import build_model, instantiate, peak_rate, training_hash, training_settings
 from harness.environment import git_commit
 from harness.expert_training import train_experts
 from harness.logbook import Logbook
@@ -86,7 +86,7 @@ def _obtain_trained(job: Job, model: SequenceModel, model_config: dict[str, Any]
     is the very model of the base's own job."""
     if job.config["train"]["search"]:
         return _search(job, model, model_config)
-    return _train_at(job, model, model_config, job.config["arch"]["learning_rate"])
+    return _train_at(job, model, model_config, peak_rate(job.config))
 
 
 def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
@@ -159,7 +159,7 @@ def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> Train
     the sum of the two times, and tokens_per_s all tokens, the experts' too, by that sum; the base's own
     speed is details["base_tokens_per_s"]."""
     settings, reference = job.config["arch"]["expert_training"], job.config["reference"]
-    train_settings, rate = job.config["train"], job.config["arch"]["learning_rate"]  # the base's rate
+    train_settings, rate = job.config["train"], peak_rate(job.config)  # the base's rate
     key = {"model": model_config, "experts": settings, "base": reference["model"]}
     if train_settings["search"]:
         key["base_rates"] = train_settings["search_grid"]

@@ -9,10 +9,11 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from harness import jobs
 from harness.check import check_root
+from harness.config_dir import resolve
 from harness.record import Point, content_hash
 
 #: Where and how a job runs; what it measures does not depend on them, but for times on num_threads.
@@ -43,10 +44,9 @@ def run(config: DictConfig) -> list[Point]:
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as JSON values, with a fixed output path."""
-    value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(value, dict)
+    value = resolve(config)
     value["output"] = str(Path(value["output"]).absolute())
-    return {"tasks": {}} | {str(key): item for key, item in value.items()}  # task=[] trains, no more
+    return value
 
 
 def command_line() -> str:

@@ -66,12 +66,15 @@ class Training:
     """The settings of one training run (conf/train).
 
     num_steps:            optimiser steps.
-    learning_rate:        the peak; final_ratio times it is reached at the last step.
+    learning_rate:        the peak; final_ratio times it is reached at the last step, or final_learning_rate
+                          where that is given.
     warmup_fraction:      of the steps, linear from 0.
     betas, weight_decay, gradient_clip: of AdamW; matrices alone decay.
     validation_interval_steps: between validation losses; the last step always validates.
     max_skipped_steps:    a step whose loss or gradient is not finite changes nothing and is counted;
                           one more than these is a divergence.
+    micro_batch_tokens:   rows of a batch that go through the model together, in tokens (one row at least);
+                          their gradients add up to the batch's. None: the whole batch at once.
     checkpoint_interval_s: between saves of the training state, from which a cut run continues.
 
     Raises ValueError for a value outside its range.
@@ -81,11 +84,13 @@ class Training:
     learning_rate: float
     warmup_fraction: float = 0.1
     final_ratio: float = 0.1
+    final_learning_rate: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     gradient_clip: float = 1.0
     validation_interval_steps: int = 100
     max_skipped_steps: int = 10
+    micro_batch_tokens: int | None = None
     checkpoint_interval_s: float = 30.0
 
     def __post_init__(self) -> None:
@@ -93,6 +98,13 @@ class Training:
             raise ValueError(f"train.num_steps={self.num_steps} must be positive")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive")
+        final = self.final_learning_rate
+        if final is not None and not 0 <= final <= self.learning_rate:
+            raise ValueError(
+                f"train.final_learning_rate={final} must lie between 0 and the peak, {self.learning_rate}"
+            )
+        if self.micro_batch_tokens is not None and self.micro_batch_tokens < 1:
+            raise ValueError(f"train.micro_batch_tokens={self.micro_batch_tokens} must be positive")
         interval = self.validation_interval_steps
         if interval < 1:
             raise ValueError(f"train.validation_interval_steps={interval} must be positive")
@@ -114,7 +126,9 @@ class Training:
             return self.learning_rate * (step + 1) / warmup
         progress = (step - warmup) / max(1, self.num_steps - 1 - warmup)
         cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-        return self.learning_rate * (self.final_ratio + (1 - self.final_ratio) * cosine)
+        final = self.final_learning_rate
+        final = self.final_ratio * self.learning_rate if final is None else final
+        return final + (self.learning_rate - final) * cosine
 
 
 @dataclass
@@ -160,12 +174,11 @@ def train(
         tokens, targets, weights = (t.to(device, non_blocking=True) for t in source.batch(step))
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
-        with autocast(device, dtype):
-            loss = model.loss(tokens, targets, weights)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value = add_gradients(
+            model, (tokens, targets, weights), settings.micro_batch_tokens, device=device, dtype=dtype
+        )
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip).item()
-        value = loss.item()
         if math.isfinite(value) and math.isfinite(norm):
             optimizer.step()
         else:
@@ -194,6 +207,35 @@ def train(
         listener.set_training_progress(1.0)
     model.eval()
     return history
+
+
+def add_gradients(
+    model: SequenceModel,
+    batch: Batch,
+    micro_batch_tokens: int | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> float:
+    """The batch's weighted mean loss in nats; its gradients are added to the parameters'.
+
+    Row by row group of `micro_batch_tokens`: each group's mean counts as much as its weights do."""
+    num_rows, num_tokens = batch[0].shape
+    group = num_rows if micro_batch_tokens is None else max(1, micro_batch_tokens // num_tokens)
+    if group >= num_rows:
+        with autocast(device, dtype):
+            loss = model.loss(*batch)
+        loss.backward()
+        return loss.item()
+    total, weight_sum = 0.0, batch[2].sum().item()
+    for tokens, targets, weights in zip(*(part.split(group) for part in batch), strict=True):
+        share = weights.sum().item() / weight_sum
+        if share:  # a group without a weight has no mean
+            with autocast(device, dtype):
+                loss = share * model.loss(tokens, targets, weights)
+            loss.backward()
+            total += loss.item()
+    return total
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext:

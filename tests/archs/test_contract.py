@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from archs.base import SequenceModel, clone_state, state_bytes, state_tensors
+from archs.base import Flops, SequenceModel, clone_state, state_bytes, state_tensors
 
 BATCH = 2
 NUM_TOKENS = 97  # crosses mini-batches, chunks, segments and windows of the nano sizes, and is odd
@@ -183,17 +183,36 @@ def test_prefill_flops_grow_with_context_and_decode_is_one_step(model: SequenceM
     assert 0 < model.flops(256, "decode").total < prefill[2] / 50
 
 
-NUM_COUNTED_TOKENS = 256  # whole mini-batches, chunks and segments: what the formulas assume
+#: Beside size=nano; a checkpoint keeps its own shape.
+OTHER_SHAPE = ("size.d_model=48", "size.num_layers=3", "size.num_heads=3", "size.d_ff=80")
 
 
-def test_matrix_flops_hold_against_a_counter(arch: str, new_model: Callable[..., SequenceModel]) -> None:
-    """Within 2%. The counter sees an LSTM's products in float64 only: in float32 it is one kernel."""
-    model = new_model(arch, "implementation.attention=plain", dtype=torch.float32)
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("shape", "num_tokens"),
+    # 256: whole mini-batches, chunks and segments. 63 and 17 end in the middle of them.
+    [((), 256), (OTHER_SHAPE, 63), (("size.num_kv_heads=2", "size.num_layers=3"), 17)],
+    ids=["256", "other-63", "other-17"],
+)
+def test_matrix_flops_hold_against_a_counter(
+    arch: str, new_model: Callable[..., SequenceModel], shape: tuple[str, ...], num_tokens: int
+) -> None:
+    """Within 2%, in prefill and in the step after it. The counter sees an LSTM's products in float64 only:
+    in float32 it is one kernel."""
+    model = new_model(arch, "implementation.attention=plain", *shape, dtype=torch.float32)
     if any(isinstance(module, torch.nn.LSTM) for module in model.modules()):
         model.double()
-    tokens = tokens_for(model, NUM_COUNTED_TOKENS, 1)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.prefill(tokens, model.init_state(1, NUM_COUNTED_TOKENS))
-    formula = model.flops(NUM_COUNTED_TOKENS, "prefill")
-    expected = formula.matmul + formula.attention_square
-    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+    tokens = tokens_for(model, num_tokens + 1, 1)
+    state = model.init_state(1, num_tokens + 1)
+    assert state_bytes(state) == model.state_bytes_at(1, num_tokens + 1)
+    with FlopCounterMode(display=False) as counter:
+        _, state = model.prefill(tokens[:, :-1], state)
+    assert counter.get_total_flops() == pytest.approx(_seen(model.flops(num_tokens, "prefill")), rel=0.02)
+    with FlopCounterMode(display=False) as counter:
+        model.decode(tokens[:, -1], state)
+    assert counter.get_total_flops() == pytest.approx(_seen(model.flops(num_tokens + 1, "decode")), rel=0.02)
+
+
+def _seen(flops: Flops) -> float:
+    """What a counter sees of them: attention as the full square, no scan."""
+    return flops.matmul + flops.attention_square

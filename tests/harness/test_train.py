@@ -16,7 +16,7 @@ from archs.base import SequenceModel
 from harness import train as training_module
 from harness.checkpoint import CheckpointError, load_model, save_model, save_training_state
 from harness.config import build_model, compose_config, instantiate, matched_model_config, resolve
-from harness.train import Batch, Diverged, History, Training, make_optimizer, train
+from harness.train import Batch, Diverged, History, Training, add_gradients, make_optimizer, train
 
 CORPUS = Path(__file__).resolve().parent.parent / "corpus"
 ARCHITECTURES = sorted(
@@ -96,6 +96,46 @@ def test_training_learns_and_leaves_the_model_ready_to_use() -> None:
     # On the same tokens each time: a training batch's own loss varies more than 40 steps change it.
     assert history.validation_losses_nats[-1] < history.validation_losses_nats[0] - 0.05
     assert not model.training and history.train_seconds > 0
+
+
+@pytest.mark.parametrize(("micro_batch_tokens", "num_calls"), [(1, 5), (32, 3), (64, 2), (80, 1), (None, 1)])
+def test_micro_batches_add_up_to_the_batch(micro_batch_tokens: int | None, num_calls: int) -> None:
+    """5 rows of 16 tokens, with weights that differ from row to row and are all 0 in one."""
+    model = new_model("transformer").double()
+    tokens = torch.randint(0, model.vocab_size, (5, 16), generator=torch.Generator().manual_seed(1))
+    weights = torch.arange(80.0).reshape(5, 16) ** 2
+    weights[2] = 0.0
+    model.loss(tokens, tokens.roll(-1, 1), weights).backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    loss, calls = model.loss(tokens, tokens.roll(-1, 1), weights).item(), []
+    model.zero_grad()
+    inner = model.loss
+    model.loss = lambda *batch: calls.append(batch[0].shape) or inner(*batch)  # type: ignore
+    batch = (tokens, tokens.roll(-1, 1), weights)
+    value = add_gradients(model, batch, micro_batch_tokens, device=CPU, dtype=torch.float32)
+    assert value == pytest.approx(loss, rel=1e-12)
+    assert len(calls) == num_calls - (micro_batch_tokens == 1)  # the row without a weight is left out
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_training_in_micro_batches_takes_the_same_steps() -> None:
+    losses = []
+    for micro_batch_tokens in (None, 16):
+        model = new_model("transformer")
+        changed = settings(4, micro_batch_tokens=micro_batch_tokens)
+        losses.append(train(model, Source(), changed, device=CPU, dtype=torch.float32).losses_nats)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_rate_ends_where_it_is_told_to() -> None:
+    assert settings(100, final_learning_rate=1e-5).rate(99) == pytest.approx(1e-5)
+    assert settings(100, final_ratio=0.5).rate(99) == pytest.approx(1.5e-3)
+    assert settings(100, final_learning_rate=1e-5).rate(9) == settings(100).rate(9) == 3e-3
+    with pytest.raises(ValueError, match=r"final_learning_rate=0.01 must lie between 0 and the peak, 0.003"):
+        settings(final_learning_rate=0.01)
+    with pytest.raises(ValueError, match="micro_batch_tokens=0 must be positive"):
+        settings(micro_batch_tokens=0)
 
 
 def test_the_last_step_always_validates() -> None:

@@ -1,0 +1,85 @@
+"""Peak memory of one training step by sequence length: `python -m harness.training_memory size=tiny`.
+
+One sequence, forward and backward, at each length, for every architecture of the project or for the one that
+arch=NAME names. The last line of the output is one JSON object: architecture -> length -> bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from archs.base import SequenceModel, resolve_implementations
+from harness.check import check_root
+from harness.config import build_model, compose_config, matched_model_config, resolve
+from harness.config_dir import options
+from harness.errors import sentence
+from harness.measure import PeakMemory
+from harness.train import autocast
+
+LENGTHS_TOKENS = (2048, 8192)
+
+
+def training_peak_bytes(
+    model: SequenceModel, num_tokens: int, *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> int:
+    """Bytes of `harness.measure.PeakMemory` over the loss of one sequence of num_tokens random tokens and its
+    gradients, the parameters' own gradients included, the parameters not. `device` is a CPU or a GPU."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.vocab_size, (1, num_tokens + 1), generator=generator).to(device)
+    model.zero_grad(set_to_none=True)
+    with PeakMemory(device) as peak:
+        with autocast(device, dtype):
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+    assert peak.bytes is not None
+    return peak.bytes
+
+
+def measure(arch: str, overrides: Sequence[str], lengths_tokens: Sequence[int]) -> dict[int, int]:
+    """Length -> peak bytes of an architecture as `overrides` configure it.
+
+    Raises ValueError for a user's mistake."""
+    config = resolve(compose_config([*overrides, f"arch={arch}"]))
+    check_root(config)
+    name = config["device"]
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    device, dtype = torch.device(name), getattr(torch, config["dtype"])
+    torch.manual_seed(config["seed"])
+    model = build_model(matched_model_config(config)[0]).to(device)
+    resolve_implementations(model, device)
+    return {n: training_peak_bytes(model, n, device=device, dtype=dtype) for n in lengths_tokens}
+
+
+def architectures() -> list[str]:
+    """The project's own that are trained here; `pretrained` needs a path."""
+    return sorted(name for name in options("arch") if name != "pretrained")
+
+
+def main(overrides: list[str], lengths_tokens: Sequence[int] = LENGTHS_TOKENS) -> int:
+    """Prints the table; 2 on a user's mistake."""
+    named = [o.removeprefix("arch=") for o in overrides if o.startswith("arch=")]
+    others = [o for o in overrides if not o.startswith("arch=")]
+    first, last = lengths_tokens[0], lengths_tokens[-1]
+    print(f"{'':<20}" + "".join(f"{f'{n} tokens':>16}" for n in lengths_tokens) + f"{'ratio':>8}")
+    table = {}
+    try:
+        for arch in named or architectures():
+            peaks = table[arch] = measure(arch, others, lengths_tokens)
+            cells = "".join(f"{peak / 2**20:>12.1f} MiB" for peak in peaks.values())
+            print(f"{arch:<20}{cells}{peaks[last] / peaks[first]:>8.2f}", flush=True)
+    except Exception as error:
+        text = sentence(error)
+        if text is None:
+            raise
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    print(json.dumps(table))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
