@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from archs.checkpoint_folder import (
+    CONFIG,
+    HUB,
+    WEIGHTS,
+    local_folder,
+    one_line,
+    read_json,
+    read_tensors,
+    tensor_files,
+    tensor_shapes,
+)
 from archs.decoder import Decoder
 from archs.ops.operation import Operation
 from archs.published import Published, read_published
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-HUB = "hub:"
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 # Tables of angles that older files hold beside the weights; rope_theta says the same.
@@ -45,18 +47,18 @@ def load_pretrained(
     if not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype} must be a floating-point one.")
     published = _read_config(folder)
-    files = _tensor_files(folder)
+    files = tensor_files(folder)
     try:
         with torch.device("meta"):
             model = Decoder(**published.decoder).eval()
     except (ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{folder / CONFIG}: {_one_line(error)}.") from None
+        raise ValueError(f"{folder / CONFIG}: {one_line(error)}.") from None
     sources = _match(folder, model, published, files)
     if torch.device(device).type == "meta":
         return model.to(dtype)
     for path in sorted(set(files.values())):
         wanted = {ours: name for ours, name in sources.items() if files[name] == path}
-        for ours, tensor in _tensors(path, wanted):
+        for ours, tensor in read_tensors(path, wanted):
             _put(model, ours, tensor.to(device=device, dtype=dtype))
     if published.decoder["is_tied"]:
         model.head.weight = model.embedding.weight
@@ -73,7 +75,7 @@ def pretrained_model(*, path: str, vocab_size: int, implementation: Mapping[str,
     The folder is kept as `checkpoint`. Raises ValueError as `load_pretrained`, where the hub or its
     package is out of reach, and where the vocabularies differ.
     """
-    folder = _local_folder(path)
+    folder = local_folder(path)
     model = load_pretrained(folder, device=torch.get_default_device())
     if vocab_size != model.vocab_size:
         tokenizer = path.removeprefix(HUB).partition("@")[0]
@@ -90,119 +92,17 @@ def pretrained_model(*, path: str, vocab_size: int, implementation: Mapping[str,
     return model
 
 
-@cache
-def _local_folder(path: str) -> Path:
-    if not path.startswith(HUB):
-        return Path(path).expanduser().absolute()
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise ValueError(
-            f"{path} needs the package huggingface_hub, which is not installed; "
-            "run pip install 'longarch[huggingface]', or give the folder of a checkpoint."
-        ) from None
-    name, _, revision = path.removeprefix(HUB).partition("@")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=[CONFIG, "model*.safetensors", INDEX]
-            )
-        )
-    except Exception as error:  # the network, the hub and the cache have errors of their own
-        raise ValueError(
-            f"{path} cannot be had from the hub ({_one_line(error)}); give the folder of a checkpoint."
-        ) from None
-
-
 def _read_config(folder: Path) -> Published:
     path = folder / CONFIG
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give one with {CONFIG} and {WEIGHTS}.")
     if not path.is_file():
         raise ValueError(f"{folder} holds no {CONFIG}; give the folder of a whole checkpoint.")
-    values = _read_json(path)
+    values = read_json(path)
     try:
         return read_published(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}.") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        # Some releases of transformers write an infinity as {"__float__": "Infinity"}.
-        values = json.loads(
-            path.read_text(encoding="utf-8"),
-            object_hook=lambda v: float(v["__float__"]) if set(v) == {"__float__"} else v,
-        )
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} cannot be read as JSON ({_one_line(error)}); fetch the checkpoint again."
-        ) from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object; fetch the checkpoint again.")
-    return values
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Published name of every tensor in the folder's safetensors files -> its file."""
-    if (folder / WEIGHTS).is_file():
-        return dict.fromkeys(_shapes(folder / WEIGHTS), folder / WEIGHTS)
-    if not (folder / INDEX).is_file():
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise ValueError(
-                f"{folder} holds weights as pickles alone ({', '.join(pickles)}), which can run code when "
-                f"they are read; convert them to {WEIGHTS}."
-            )
-        raise ValueError(
-            f"{folder} holds neither {WEIGHTS} nor {INDEX}; give the folder of a whole checkpoint."
-        )
-    index = _read_json(folder / INDEX).get("weight_map")
-    if not isinstance(index, dict) or not all(isinstance(shard, str) for shard in index.values()):
-        raise ValueError(f"{folder / INDEX} has no weight_map of names; fetch the checkpoint again.")
-    files: dict[str, Path] = {}
-    for shard in sorted(set(index.values())):
-        if Path(shard).name != shard:
-            raise ValueError(f"{folder / INDEX} names {shard!r}, which is not a file beside it.")
-        for name in _shapes(folder / shard):
-            if name in files:
-                raise ValueError(
-                    f"{name} is both in {files[name]} and in {folder / shard}; fetch the checkpoint again."
-                )
-            files[name] = folder / shard
-    lost = [f"{name} in {shard}" for name, shard in index.items() if files.get(name) != folder / shard]
-    if lost:
-        raise ValueError(
-            f"{folder / INDEX} names tensors that are not where it says ({', '.join(lost)}); "
-            "fetch the checkpoint again."
-        )
-    return files
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    if not path.is_file():
-        return ValueError(f"{path} is missing; fetch the checkpoint again.")
-    return ValueError(f"{path} is damaged ({_one_line(error)}); fetch the checkpoint again.")
-
-
-def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> shape and dtype of every tensor in a file; reads its header alone."""
-    try:
-        with safe_open(path, "pt") as file:
-            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a mapping
-            return {name: (tuple(v.get_shape()), v.get_dtype()) for name, v in views.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, error) from None
-
-
-def _tensors(path: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    """Our name and tensor of each of `wanted`, our name -> published name, one at a time."""
-    try:
-        with safe_open(path, "pt") as file:
-            for ours, name in wanted.items():
-                yield ours, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
 
 
 def _match(folder: Path, model: Decoder, published: Published, files: Mapping[str, Path]) -> dict[str, str]:
@@ -210,7 +110,7 @@ def _match(folder: Path, model: Decoder, published: Published, files: Mapping[st
     that lists everything that does not fit."""
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for path in set(files.values()):
-        found |= _shapes(path)
+        found |= tensor_shapes(path)
     spelled = {published.aliases.get(name, name): name for name in found}
     unused = {name for name in found if not name.endswith(DERIVED)}
     sources, wrong = {}, []
@@ -246,7 +146,7 @@ def _match(folder: Path, model: Decoder, published: Published, files: Mapping[st
 
 
 def _are_equal(files: Mapping[str, Path], first: str, second: str) -> bool:
-    a, b = (next(_tensors(files[name], {"": name}))[1] for name in (first, second))
+    a, b = (next(read_tensors(files[name], {"": name}))[1] for name in (first, second))
     return torch.equal(a, b)
 
 
@@ -257,7 +157,3 @@ def _put(model: Decoder, name: str, tensor: Tensor) -> None:
     parameter = nn.Parameter(tensor)
     vars(parameter).update(vars(getattr(module, attribute)))
     setattr(module, attribute, parameter)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

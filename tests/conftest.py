@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,22 @@ CHECKPOINT = (f"arch.path={REPOSITORY / 'tests' / 'goldens' / 'llama'}", "data.v
 def needed_overrides(arch: str) -> list[str]:
     """What must be said beside arch=NAME."""
     text = (REPOSITORY / "conf" / "arch" / f"{arch}.yaml").read_text()
-    return list(CHECKPOINT) if "path: ???" in text else []
+    if "path: ???" not in text:
+        return []
+    return list(huggingface_checkpoint() if "archs.huggingface" in text else CHECKPOINT)
+
+
+@cache
+def huggingface_checkpoint() -> tuple[str, ...]:
+    """As CHECKPOINT, of a model that we do not implement: a small random GPT-NeoX, made by transformers."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra `huggingface`")
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    config = transformers.GPTNeoXConfig(**sizes, num_attention_heads=2, bos_token_id=0, eos_token_id=0)
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(folder.name)
+    return f"arch.path={folder.name}", "data.vocab_size=96"
 
 
 def compose_resolved(*overrides: str) -> dict[str, Any]:

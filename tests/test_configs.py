@@ -39,9 +39,15 @@ SMALL_SIZES = [size for size in names("size") if not size[0].isdigit()]
 TRAINED = [arch for arch in names("arch") if not is_pretrained(arch)]
 
 
+#: The checkpoint that stands for the path of an entry that needs one.
+CHECKPOINTS = {"pretrained": "llama", "huggingface": "mamba2"}
+
+
 def compose(*overrides: str) -> dict[str, Any]:
-    checkpoint = [f"arch.path={GOLDENS / 'llama'}", "data.vocab_size=96"]
-    needed = checkpoint if any(is_pretrained(o[5:]) for o in overrides if o.startswith("arch=")) else []
+    needed = []
+    for arch in (override[5:] for override in overrides if override.startswith("arch=")):
+        if is_pretrained(arch):
+            needed = [f"arch.path={GOLDENS / CHECKPOINTS[arch]}", "data.vocab_size=96"]
     return resolve(compose_config([*overrides, *needed]))
 
 
@@ -60,7 +66,7 @@ def test_the_architectures_of_the_project_are_there() -> None:
 
 def test_an_architecture_has_one_name_and_one_colour(architectures: dict[str, dict[str, Any]]) -> None:
     for name, arch in architectures.items():
-        assert arch["name"] == ("llama" if is_pretrained(name) else name)
+        assert arch["name"] == (CHECKPOINTS[name] if is_pretrained(name) else name)
         assert re.fullmatch("#[0-9a-f]{6}", arch["colour"]), name
         assert (arch["learning_rate"] is None) == is_pretrained(name)
         assert is_pretrained(name) or 1e-5 < arch["learning_rate"] < 1e-1
@@ -165,6 +171,8 @@ def test_all_are_trained_alike(architectures: dict[str, dict[str, Any]]) -> None
 
 @pytest.mark.parametrize("arch", names("arch"))
 def test_the_meta_device_is_enough_for_counting(arch: str) -> None:
+    if arch == "huggingface":
+        pytest.importorskip("transformers", reason="needs the extra `huggingface`")
     model, _ = meta_model(compose(f"arch={arch}", "size=nano", "match=none", "dtype=bfloat16"))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert model.state_bytes_at(1, 1 << 20) >= model.state_bytes_at(1, 1 << 10) > 0

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from archs.ops.neural_memory import NeuralMemoryState
 from archs.ops.neural_memory.chunk import Weights, chunk, coefficients_of, single_step
+from archs.ops.neural_memory.forward import forward
 from archs.ops.neural_memory.scan import scan
 
 # A longer sequence keeps, for the backward pass, the weights of one chunk in so many only.
@@ -18,7 +19,8 @@ def _chunks(
     q: Tensor, k: Tensor, v: Tensor, gates: tuple[Tensor, ...], weights: Weights, updates: Weights
 ) -> tuple[Tensor, Weights, Weights]:
     """Whole chunks, tokens (m, n, b, K) and gates (m, n, b) with the chunks first."""
-    return scan(q, k, v, coefficients_of(*gates), weights, updates)
+    run = scan if torch.is_grad_enabled() else forward
+    return run(q, k, v, coefficients_of(*gates), weights, updates)
 
 
 def neural_memory(

@@ -78,6 +78,28 @@ def test_implementations_agree_forward_and_backward(depth: int, chunk_tokens: in
         torch.testing.assert_close(value, expected, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("gate", [None, 0.0, 1.0])
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 8, 64])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_without_gradients_the_numbers_are_the_same(
+    depth: int, chunk_tokens: int, gate: float | None
+) -> None:
+    """What runs in place agrees with the definition, and leaves what it was given as it was."""
+    inputs, matrices = random_case(depth)
+    if gate is not None:
+        for t in (inputs[3], inputs[5]):  # decay and momentum: steps of 1 leave every finite number
+            t[:, ::2] = gate
+    given = start_state(matrices, 2)
+    kept = [t.clone() for t in itertools.chain(inputs, *given)]
+    with torch.no_grad():
+        results = [
+            neural_memory(*inputs, given, 0, chunk_tokens=chunk_tokens, implementation=implementation)
+            for implementation in IMPLEMENTATIONS
+        ]
+    torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=1e-10)
+    assert all(map(torch.equal, itertools.chain(inputs, *given), kept))
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("cuts", [[1] * 21, [5, 1, 15], [8, 8, 5], [3, 13, 5], [2, 2, 17]])
 def test_calls_may_be_cut_anywhere(implementation: str, cuts: list[int]) -> None:
