@@ -115,6 +115,7 @@ class TransformerSquared(SequenceModel):
             rank=lora_rank,
             scale=lora_scale,
         )
+        self.to(base.embedding.weight)  # where the base is, and in its dtype
         self.reset_experts()
 
     # The base and the experts

@@ -136,7 +136,7 @@ def _gain(values: Values, others: Values, *, is_same: bool) -> Cell:
     ]
     if is_same or not pairs:
         return Cell(text=MISSING)
-    gain, low, high = paired_mean_difference(*zip(*pairs, strict=True))
+    gain, low, high = paired_mean_difference([own for own, _ in pairs], [other for _, other in pairs])
     return Cell(text=f"{100 * gain:+.2f}", note=f"[{100 * low:+.2f}, {100 * high:+.2f}]")
 
 

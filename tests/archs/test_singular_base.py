@@ -113,8 +113,11 @@ def test_mixers_of_any_kind_and_a_layer_before_them_may_be_in_the_base() -> None
     ).double()
     tokens = torch.arange(22).view(2, 11) % 11
     logits = base(tokens)
-    model = TransformerSquared(base=base, domains=["a"]).double()
+    model = TransformerSquared(base=base, domains=["a"])
     torch.testing.assert_close(model(tokens), logits, rtol=0, atol=1e-10)
+    assert {p.dtype for p in model.parameters()} == {torch.float64}, "the base's"
+    state = model.dispatch(tokens, model.init_state(2, 11))
+    torch.testing.assert_close(model.prefill(tokens, state, num_logits=11)[0], logits, rtol=0, atol=1e-10)
 
 
 def test_a_base_without_a_feed_forward_is_one_sentence() -> None:
