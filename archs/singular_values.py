@@ -37,35 +37,42 @@ def keep_sum(multiplier: Tensor, s: Tensor) -> Tensor:
 
 
 class SingularLinear(nn.Module):
-    """x -> x W', W' = compose(u, s, vh, gain), without ever building W': rows of a batch may have
-    different gains."""
+    """x -> x W' + bias, W' = compose(u, s, vh, gain), without ever building W': rows of a batch may
+    have different gains. `linear` may have a bias, which is kept as it is."""
 
     u: Tensor
     s: Tensor
     vh: Tensor
+    bias: Tensor | None
 
-    def __init__(self, *, weight: Tensor) -> None:
+    def __init__(self, *, linear: nn.Linear) -> None:
         super().__init__()
-        for name, factor in zip(("u", "s", "vh"), decompose(weight), strict=True):
+        for name, factor in zip(("u", "s", "vh"), decompose(linear.weight), strict=True):
             self.register_buffer(name, factor)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
     def load_matrix(self, weight: Tensor) -> None:
         """Takes the factors of another matrix (m, n); raises ValueError where the shape differs."""
-        shape = (self.u.shape[0], self.vh.shape[1])
-        if tuple(weight.shape) != shape:
-            raise ValueError(f"the base's matrix has shape {tuple(weight.shape)} instead of {shape}")
+        if tuple(weight.shape) != self.shape:
+            raise ValueError(f"the base's matrix has shape {tuple(weight.shape)} instead of {self.shape}")
         for buffer, factor in zip((self.u, self.s, self.vh), decompose(weight), strict=True):
             buffer.copy_(factor)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the matrix that the factors stand for."""
+        return self.u.shape[0], self.vh.shape[1]
+
+    @property
     def num_entries(self) -> int:
-        """m n, the entries of the matrix the factors stand for."""
-        return self.u.shape[0] * self.vh.shape[1]
+        """Of the matrix and its bias: m n, or m n + m."""
+        return self.u.shape[0] * self.vh.shape[1] + (0 if self.bias is None else self.bias.numel())
 
     def forward(self, x: Tensor, gain: Tensor) -> Tensor:
         """x (B, n) or (B, C, n), gain (B, r) -> (B, m) or (B, C, m)."""
         scale = (self.s * gain).to(x.dtype)
-        return F.linear(F.linear(x, self.vh) * (scale if x.dim() == 2 else scale[:, None]), self.u)
+        scaled = F.linear(x, self.vh) * (scale if x.dim() == 2 else scale[:, None])
+        return F.linear(scaled, self.u, self.bias)
 
     def flops_per_token(self) -> float:
         """2 (m + n) r."""
@@ -77,9 +84,9 @@ class SingularSwiGLU(nn.Module):
 
     def __init__(self, *, feed_forward: SwiGLU) -> None:
         super().__init__()
-        self.gate_proj = SingularLinear(weight=feed_forward.gate_proj.weight)
-        self.up_proj = SingularLinear(weight=feed_forward.up_proj.weight)
-        self.down_proj = SingularLinear(weight=feed_forward.down_proj.weight)
+        self.gate_proj = SingularLinear(linear=feed_forward.gate_proj)
+        self.up_proj = SingularLinear(linear=feed_forward.up_proj)
+        self.down_proj = SingularLinear(linear=feed_forward.down_proj)
 
     @property
     def matrices(self) -> tuple[SingularLinear, SingularLinear, SingularLinear]:

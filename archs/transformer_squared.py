@@ -9,18 +9,20 @@ mixture of a row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from archs.base import Flops, Phase, SequenceModel, check_prefill
-from archs.decoder import Decoder, DecoderState, MixerFactory
+from archs.decoder import Decoder, DecoderState
+from archs.dispatch import Dispatcher, DispatchRule, Strategy
 from archs.layers import chunked_cross_entropy
-from archs.singular_values import SingularSwiGLU, keep_sum
+from archs.low_rank import LowRankAdapters
+from archs.singular_values import SingularLinear, SingularSwiGLU, keep_sum
 
 Scale = Literal["paper", "public_code"]
-DispatchRule = Literal["pick", "mix"]
 
 # The expert for documents whose domain has none of its own.
 ANY_DOMAIN = "any"
@@ -42,17 +44,20 @@ class TransformerSquared(SequenceModel):
 
     A row's multipliers are z = 1 + sum_e a_e (z_e - 1): the paper's linear interpolation
     sum_e a_e z_e, with what the mixture leaves of 1 given to the base. A mixture of zeros is the
-    base. Only the experts and the domain classifier are learned here; the base is frozen.
+    base. Only the experts and what dispatches them are learned here; the base is frozen.
 
-    vocab_size .. norm_eps: those of the base, see `archs.decoder.Decoder`; its weights come through
-                    `load_base`.
-    domains:        names of the experts, in the order of the mixture's columns.
-    scale:          "paper": the expert vector is z, starting at 1. "public_code": z is
-                    sigmoid(vector) max_multiplier, and the matrix is scaled back to the sum of its
-                    singular values.
-    dispatch_rule:  "pick": the classifier's first choice. "mix": its probabilities.
+    base:            any Decoder with a feed-forward, a published checkpoint's too. It is taken apart: use
+                     `base` of this model from then on. Weights of another training come through `load_base`.
+    domains:         names of the experts, in the order of the mixture's columns.
+    scale:           "paper": the expert vector is z, starting at 1. "public_code": z is
+                     sigmoid(vector) max_multiplier, and the matrix is scaled back to the sum of its
+                     singular values.
+    dispatch_strategy, dispatch_rule, classification_prompt, few_shot_target: see `archs.dispatch`.
+    lora_rank, lora_scale: of the LoRA adapters that are trained beside the experts to compare with; see
+                     `archs.low_rank`. They are no part of the model and not counted among its parameters.
 
-    Raises ValueError where there is no domain, one occurs twice, or a setting is not known.
+    Raises ValueError where the base is no Decoder or has no feed-forward, there is no domain, one occurs
+    twice, or a setting is not known.
     """
 
     is_adaptive = True
@@ -60,59 +65,77 @@ class TransformerSquared(SequenceModel):
     def __init__(
         self,
         *,
-        vocab_size: int,
-        d_model: int,
-        num_layers: int,
-        d_ff: int,
-        mixers: Sequence[MixerFactory],
+        base: SequenceModel,
         domains: Sequence[str],
-        is_tied: bool = True,
-        norm_eps: float = 1e-6,
         scale: Scale = "paper",
         max_multiplier: float = 1.0,
+        dispatch_strategy: Strategy = "classifier",
         dispatch_rule: DispatchRule = "pick",
+        classification_prompt: tuple[Sequence[int], Sequence[int]] | None = None,
+        few_shot_target: str | None = None,
+        lora_rank: int | None = None,
+        lora_scale: float = 2.0,
     ) -> None:
         super().__init__()
-        if d_ff < 1:
-            raise ValueError(f"d_ff={d_ff} must be positive: the experts scale the feed-forward")
+        if not isinstance(base, Decoder):
+            raise ValueError(f"the base of Transformer² must be a Decoder, not a {type(base).__name__}")
+        if any(block.feed_forward is None for block in base.blocks):
+            raise ValueError(
+                "the base of Transformer² has no feed-forward matrices (d_ff=0), whose singular values the "
+                "experts scale; choose one that has, such as arch@reference=transformer"
+            )
         if not domains or len(set(domains)) < len(domains):
             raise ValueError(f"domains={list(domains)} must be at least one name, each once")
-        for name, value, known in (
-            ("scale", scale, get_args(Scale)),
-            ("dispatch_rule", dispatch_rule, get_args(DispatchRule)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
-        self.vocab_size, self.domains = vocab_size, tuple(domains)
-        self.scale, self.max_multiplier, self.dispatch_rule = scale, max_multiplier, dispatch_rule
-        self.base = Decoder(
-            vocab_size=vocab_size,
-            d_model=d_model,
-            num_layers=num_layers,
-            d_ff=d_ff,
-            mixers=mixers,
-            is_tied=is_tied,
-            norm_eps=norm_eps,
-        )
+        if scale not in get_args(Scale):
+            raise ValueError(f"scale={scale!r} must be one of {', '.join(get_args(Scale))}")
+        self.vocab_size, self.domains = base.vocab_size, tuple(domains)
+        self.scale, self.max_multiplier = scale, max_multiplier
+        self.base = base
         feed_forwards = []
         for block in self.base.blocks:
             feed_forwards.append(SingularSwiGLU(feed_forward=block.feed_forward))
             block.feed_forward = None  # the block is then its mixers alone
         self.base.requires_grad_(False)
         self.feed_forwards = nn.ModuleList(feed_forwards)
-        self.ranks = [matrix.s.numel() for layer in self.feed_forwards for matrix in layer.matrices]
+        self.ranks = [matrix.s.numel() for matrix in self.matrices]
         self.experts = nn.Parameter(torch.empty(len(self.domains), sum(self.ranks)))
-        # `loss` does not reach the classifier: its training asks for its gradients itself.
-        self.classifier = nn.Linear(2 * d_model, len(self.domains)).requires_grad_(False)
+        self.dispatcher = Dispatcher(
+            domains=self.domains,
+            num_features=2 * base.d_model,
+            num_multipliers=sum(self.ranks),
+            strategy=dispatch_strategy,
+            rule=dispatch_rule,
+            classification_prompt=classification_prompt,
+            few_shot_target=few_shot_target,
+        )
+        self.lora = LowRankAdapters(
+            shapes=[matrix.shape for matrix in self.matrices],
+            num_adapters=len(self.domains),
+            budget=sum(self.ranks),
+            rank=lora_rank,
+            scale=lora_scale,
+        )
+        self.to(base.embedding.weight)  # where the base is, and in its dtype
         self.reset_experts()
 
     # The base and the experts
 
+    @property
+    def matrices(self) -> list[SingularLinear]:
+        """The feed-forward matrices, layer by layer: gate, up, down."""
+        return [matrix for layer in self.feed_forwards for matrix in layer.matrices]
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """Of the strategy "classifier"."""
+        return self.dispatcher.classifier
+
     def reset_experts(self) -> None:
-        """Puts every expert back to the base, and the classifier to no opinion."""
-        nn.init.constant_(self.experts, 1.0 if self.scale == "paper" else PUBLIC_CODE_START)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        """Puts every expert back to the base, what dispatches to no opinion, and LoRA to its start."""
+        start = 1.0 if self.scale == "paper" else PUBLIC_CODE_START
+        nn.init.constant_(self.experts, start)
+        self.dispatcher.reset(start)
+        self.lora.reset()
 
     @torch.no_grad()
     def load_base(self, weights: Mapping[str, Tensor]) -> None:
@@ -124,12 +147,16 @@ class TransformerSquared(SequenceModel):
         matrices = []
         for layer, feed_forward in enumerate(self.feed_forwards):
             for name, matrix in feed_forward.named_children():
-                key = f"blocks.{layer}.feed_forward.{name}.weight"
-                if key not in rest:
-                    raise ValueError(f"the base's weights lack {key}")
-                matrices.append((matrix, rest.pop(key)))
-        for matrix, weight in matrices:
-            matrix.load_matrix(weight)
+                for part in ("weight", "bias") if matrix.bias is not None else ("weight",):
+                    key = f"blocks.{layer}.feed_forward.{name}.{part}"
+                    if key not in rest:
+                        raise ValueError(f"the base's weights lack {key}")
+                    matrices.append((matrix, part, rest.pop(key)))
+        for matrix, part, values in matrices:
+            if part == "weight":
+                matrix.load_matrix(values)
+            else:
+                matrix.bias.copy_(values)
         try:
             self.base.load_state_dict(rest)
         except RuntimeError as error:
@@ -138,24 +165,29 @@ class TransformerSquared(SequenceModel):
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the base, the experts and the classifier; a decomposed matrix counts the m n
-        entries it stands for."""
-        matrices = (matrix for layer in self.feed_forwards for matrix in layer.matrices)
-        return sum(p.numel() for p in self.parameters()) + sum(m.num_entries for m in matrices)
+        """Weights of the base, the experts and what the dispatching strategy has learned; a decomposed
+        matrix counts the m n entries it stands for. LoRA is not part of the model."""
+        base = sum(p.numel() for p in self.base.parameters()) + sum(m.num_entries for m in self.matrices)
+        dispatcher = self.dispatcher
+        return base + self.experts.numel() + dispatcher.num_parameters_of(dispatcher.strategy)
 
-    def gains(self, mixture: Tensor) -> list[tuple[Tensor, ...]]:
-        """mixture (B, E) -> for each layer the gains (B, r) of its three matrices."""
-        multipliers = self.experts
+    def _multipliers(self, vectors: Tensor) -> Tensor:
+        """Expert vectors (..., R) -> what they multiply the singular values by, (..., R)."""
         if self.scale == "public_code":
-            multipliers = torch.sigmoid(multipliers) * self.max_multiplier
-        split = (1.0 + mixture.to(multipliers.dtype) @ (multipliers - 1.0)).split(self.ranks, dim=-1)
-        gains = []
-        for layer, feed_forward in enumerate(self.feed_forwards):
-            own = split[3 * layer : 3 * layer + 3]
-            if self.scale == "public_code":
-                own = [keep_sum(z, m.s) for z, m in zip(own, feed_forward.matrices, strict=True)]
-            gains.append(tuple(own))
-        return gains
+            return torch.sigmoid(vectors) * self.max_multiplier
+        return vectors
+
+    def _mixed(self, mixture: Tensor) -> Tensor:
+        """mixture (B, E) -> z (B, R)."""
+        multipliers = self._multipliers(self.experts)
+        return 1.0 + mixture.to(multipliers.dtype) @ (multipliers - 1.0)
+
+    def _gains(self, z: Tensor) -> list[tuple[Tensor, ...]]:
+        """z (B, R) -> for each layer the gains (B, r) of its three matrices."""
+        gains = list(z.split(self.ranks, dim=-1))
+        if self.scale == "public_code":
+            gains = [keep_sum(own, m.s) for own, m in zip(gains, self.matrices, strict=True)]
+        return [tuple(gains[first : first + 3]) for first in range(0, len(gains), 3)]
 
     def domain_mixture(self, domain: str, batch_size: int) -> Tensor:
         """(B, E): in every row the expert of `domain` alone, or the one for any text where there is
@@ -166,15 +198,30 @@ class TransformerSquared(SequenceModel):
             mixture[:, self.domains.index(name)] = 1.0
         return mixture
 
+    def lora_attached(self, domain: str) -> AbstractContextManager[None]:
+        """Within the block the model computes with the LoRA adapter of `domain` added."""
+        return self.lora.attached(self.matrices, self.domains.index(domain))
+
     # The contract
+
+    def head(self, features: Tensor) -> Tensor:
+        """(..., D) -> logits (..., V)."""
+        return self.base.head(features)
 
     def features(self, tokens: Tensor, mixture: Tensor | None = None) -> Tensor:
         """tokens (B, T), mixture (B, E) or None for the base -> the head's input (B, T, D)."""
         if mixture is None:
             mixture = self.experts.new_zeros(tokens.shape[0], len(self.domains))
+        return self._features(tokens, self._mixed(mixture))
+
+    def features_under(self, tokens: Tensor, vector: Tensor) -> Tensor:
+        """As `features`, under one expert vector (R,) that need not be among the experts."""
+        return self._features(tokens, self._multipliers(vector)[None].expand(tokens.shape[0], -1))
+
+    def _features(self, tokens: Tensor, z: Tensor) -> Tensor:
         x = self.base.embedding(tokens)
         for block, feed_forward, gains in zip(
-            self.base.blocks, self.feed_forwards, self.gains(mixture), strict=True
+            self.base.blocks, self.feed_forwards, self._gains(z), strict=True
         ):
             x = block(x)
             x = x + feed_forward(block.feed_forward_norm(x), gains)
@@ -224,7 +271,7 @@ class TransformerSquared(SequenceModel):
         for block, feed_forward, gains, block_states in zip(
             self.base.blocks,
             self.feed_forwards,
-            self.gains(state.mixture),
+            self._gains(self._mixed(state.mixture)),
             state.decoder.mixers,
             strict=True,
         ):
@@ -236,29 +283,23 @@ class TransformerSquared(SequenceModel):
 
     # The first pass
 
-    def pooled_features(self, prompt: Tensor) -> Tensor:
-        """prompt (B, T) -> what the classifier reads (B, 2 D): the base's final features, their mean
-        and the last. The mean tells the kind of text, the last what the prompt ends by asking."""
-        features = self.features(prompt)
-        return torch.cat((features.mean(dim=1), features[:, -1]), dim=-1)
-
     @torch.no_grad()
-    def dispatch(self, prompt: Tensor, state: TransformerSquaredState) -> TransformerSquaredState:
-        """The first pass (section 3.2, the classification expert): reads the whole prompt (B, T) with
-        the base and fixes the mixture of every row by `dispatch_rule`.
+    def dispatch(
+        self,
+        prompt: Tensor,
+        state: TransformerSquaredState,
+        strategy: Strategy | None = None,
+        target: str | None = None,
+    ) -> TransformerSquaredState:
+        """The first pass (section 3.2): reads the whole prompt (B, T) and fixes the mixture of every row,
+        by the model's own strategy or by another; see `archs.dispatch`.
 
-        The paper's classifier is an expert that answers a question about the prompt in words; here
-        it is a linear layer on `pooled_features`, for models that cannot be asked in words.
         Raises ValueError where `state` is not empty or has another batch size.
         """
         _check_empty(state)
         if prompt.shape[0] != state.mixture.shape[0]:
             raise ValueError(f"the prompt has {prompt.shape[0]} rows and the state {state.mixture.shape[0]}")
-        scores = self.classifier(self.pooled_features(prompt))
-        if self.dispatch_rule == "mix":
-            mixture = scores.softmax(dim=-1)
-        else:
-            mixture = torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
+        mixture = self.dispatcher.choose(self, prompt, strategy, target)
         return state._replace(mixture=mixture.to(state.mixture.dtype))
 
     def select_domain(self, domain: str, state: TransformerSquaredState) -> TransformerSquaredState:
@@ -275,15 +316,14 @@ class TransformerSquared(SequenceModel):
         """The base's, a feed-forward product of 2 m n in factored form, 2 (m + n) r; and 2 E R a call
         to mix the experts. The first pass is apart, in `dispatch_flops`."""
         num_tokens = context_tokens if phase == "prefill" else 1
-        matrices = (matrix for layer in self.feed_forwards for matrix in layer.matrices)
-        per_token = sum(matrix.flops_per_token() for matrix in matrices)
+        per_token = sum(matrix.flops_per_token() for matrix in self.matrices)
         mixing = 2.0 * self.experts.numel()
         return self.base.flops(context_tokens, phase).plus(Flops(matmul=num_tokens * per_token + mixing))
 
     def dispatch_flops(self, prompt_tokens: int) -> Flops:
-        """The first pass over a prompt: a prefill without the head's product, and the classifier."""
-        head, classifier = self.base.head.weight.numel(), self.classifier.weight.numel()
-        return self.flops(prompt_tokens, "prefill").plus(Flops(matmul=2.0 * (classifier - head)))
+        """The first pass over a prompt, by the model's own strategy."""
+        head, mixing = 2.0 * self.base.head.weight.numel(), 2.0 * self.experts.numel()
+        return self.dispatcher.flops(self, prompt_tokens, head=head, mixing=mixing)
 
 
 def _check_empty(state: TransformerSquaredState) -> None:

@@ -15,17 +15,14 @@ from omegaconf import DictConfig
 
 from archs.base import SequenceModel
 from harness.check import check_call, check_root, check_targets, check_values
+from harness.check_experts import check_experts
 from harness.config_dir import CONFIG_DIR, register_resolvers
 from harness.config_dir import resolve as resolve
-from harness.expert_training import train_experts
 from harness.record import content_hash
 from harness.train import Training
 
 #: Settings of conf/train that are not the trainer's own.
 NOT_TRAINER_KEYS = ("name", "stream", "search", "search_grid", "by_size", "peak_learning_rate")
-
-#: Settings of train_experts that count something.
-EXPERT_COUNTS = ("num_steps", "evaluate_every", "num_validation_batches", "num_classifier_batches")
 
 #: The relative difference in parameters that `match=parameters` must stay below.
 MATCH_TOLERANCE = 0.02
@@ -74,20 +71,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     for rate in [] if config["arch"].get("is_pretrained") else rates:
         training_settings(config, rate)
     check_targets({**train["stream"], "_partial_": True}, "train.stream")  # the corpus is added later
-    experts = config["arch"].get("expert_training")
-    if experts is not None:
-        rate, base_rate = config["arch"]["learning_rate"], config["reference"]["learning_rate"]
-        if rate != base_rate:
-            raise ValueError(
-                f"arch.learning_rate={rate} of arch={config['arch']['name']} is its base's, {base_rate}: "
-                "choose the base with arch@reference and its rate with reference.learning_rate."
-            )
-        check_targets({**experts["prompts"], "_partial_": True}, "arch.expert_training.prompts")
-        path = "arch.expert_training.reinforce"
-        check_call(train_experts, experts["reinforce"], path, "harness.expert_training", is_partial=True)
-        for key, value in experts["reinforce"].items():
-            if key in EXPERT_COUNTS and value < 1:
-                raise ValueError(f"{path}.{key}={value} must be positive.")
+    for name, task in config["arch"].get("tasks", {}).items():
+        check_targets(task, f"arch.tasks.{name}")
+    if config["arch"].get("expert_training") is not None:
+        check_experts(config["arch"], config["reference"])
 
 
 def peak_rate(config: Mapping[str, Any]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from tqdm import tqdm
 
 from archs.base import SequenceModel, resolve_implementations
 from harness.checkpoint import load_model, save_model
-from harness.config import build_model, instantiate, peak_rate, training_hash, training_settings
+from harness.config import build_model, peak_rate, training_hash, training_settings
 from harness.environment import git_commit
-from harness.expert_training import train_experts
 from harness.logbook import Logbook
 from harness.train import Diverged, History, mean_loss, train, typed_errors
 
@@ -50,13 +48,11 @@ def obtain(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Trai
     """Leaves `model` trained and returns what its "train" point says; one that came with its weights is left
     as it is. Raises Diverged, or Failed where an error ended the training, and CheckpointError."""
     if job.config["arch"].get("is_pretrained"):
-        return _measure_pretrained(job, model)
-    if job.config["arch"].get("expert_training") is not None:
-        return _obtain_experts(job, model, model_config)
-    return _obtain_trained(job, model, model_config)
+        return measure_pretrained(job, model)
+    return obtain_trained(job, model, model_config)
 
 
-def _measure_pretrained(job: Job, model: SequenceModel) -> TrainPoint:
+def measure_pretrained(job: Job, model: SequenceModel) -> TrainPoint:
     """A model that was built with its weights: its loss on the validation batches, and null for all that
     training would say. details["checkpoint"] is where the weights are from. Raises Diverged."""
     with typed_errors():
@@ -81,7 +77,7 @@ def _measure_pretrained(job: Job, model: SequenceModel) -> TrainPoint:
     }
 
 
-def _obtain_trained(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
+def obtain_trained(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
     """At the best rate of a search, or at the architecture's: Transformer²'s base comes here too, and so
     is the very model of the base's own job."""
     if job.config["train"]["search"]:
@@ -121,14 +117,14 @@ def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Tra
 
 def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate: float) -> TrainPoint:
     """Trains at one learning rate, or loads what was trained so. Raises Diverged."""
-    path = _checkpoint_path(job, training_hash(job.config, model_config, rate, job.corpus.content_hash))
+    path = checkpoint_path(job, training_hash(job.config, model_config, rate, job.corpus.content_hash))
     if path.exists():
-        return _load(job, path, model)
+        return load_point(job, path, model)
     training = training_settings(job.config, rate)
     torch.manual_seed(job.config["seed"])
     model.load_state_dict(build_model(model_config).state_dict())
     state_path = path.with_suffix(".training")
-    with _bar(job, "training", training.num_steps) as bar:
+    with progress_bar(job, "training", training.num_steps) as bar:
 
         def on_step(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -150,80 +146,7 @@ def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate
     return point
 
 
-def _obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainPoint:
-    """Transformer²: the base's checkpoint, trained if it is not there, and experts on top of it.
-
-    Of the point's metrics the losses, trained_tokens and learning_rate are the base's. Beside them stand
-    base_train_seconds, expert_train_seconds (experts and classifier, their looks at the validation
-    batches too) and expert_tokens (prompts and sampled answers of the REINFORCE steps). train_seconds is
-    the sum of the two times, and tokens_per_s all tokens, the experts' too, by that sum; the base's own
-    speed is details["base_tokens_per_s"]."""
-    settings, reference = job.config["arch"]["expert_training"], job.config["reference"]
-    train_settings, rate = job.config["train"], peak_rate(job.config)  # the base's rate
-    key = {"model": model_config, "experts": settings, "base": reference["model"]}
-    if train_settings["search"]:
-        key["base_rates"] = train_settings["search_grid"]
-    path = _checkpoint_path(job, training_hash(job.config, key, rate, job.corpus.content_hash))
-    if path.exists():
-        return _load(job, path, model)
-    samplers = {
-        split: {
-            domain: instantiate({**settings["prompts"], "_partial_": True})(
-                split=getattr(job.corpus, split), domain=domain, seed=job.config["seed"]
-            )
-            for domain in model.domains
-        }
-        for split in ("train", "validation")
-    }
-    base = build_model(reference["model"]).to(job.device)
-    point = _obtain_trained(job, base, reference["model"])
-    model.load_base(base.state_dict())
-    model.eval()
-    reinforce = settings["reinforce"]
-    with _bar(job, "experts", reinforce["num_steps"] * len(model.domains)) as bar:
-        started = time.perf_counter()
-        with typed_errors():
-            result = train_experts(
-                model,
-                samplers["train"],
-                samplers["validation"],
-                **reinforce,
-                seed=job.config["seed"],
-                on_step=lambda domain, step: bar.update(),
-            )
-    metrics = point["metrics"]
-    base_seconds, expert_seconds = metrics["train_seconds"], time.perf_counter() - started
-    expert_tokens = sum(history.num_tokens for history in result.histories.values())
-    point["details"] = {
-        **_trained_on(job, model),
-        "base": point["details"],
-        "base_tokens_per_s": metrics["tokens_per_s"],
-        "experts": {domain: _expert_details(history) for domain, history in result.histories.items()},
-        "classifier_accuracy": result.classifier_accuracy,
-    }
-    metrics |= {
-        "num_parameters": model.num_parameters,
-        "base_train_seconds": base_seconds,
-        "expert_train_seconds": expert_seconds,
-        "expert_tokens": expert_tokens,
-        "train_seconds": base_seconds + expert_seconds,
-        "tokens_per_s": (metrics["trained_tokens"] + expert_tokens) / (base_seconds + expert_seconds),
-    }
-    save_model(path, model, point)
-    return point
-
-
-def _expert_details(history: Any) -> dict[str, Any]:
-    return {
-        "reward_before": history.reward_before,
-        "reward_after": history.reward_after,
-        "best_step": history.best_step,
-        "validation_rewards": history.validation_rewards,
-        "sampled_rewards": history.sampled_rewards,
-    }
-
-
-def _load(job: Job, path: Path, model: SequenceModel) -> TrainPoint:
+def load_point(job: Job, path: Path, model: SequenceModel) -> TrainPoint:
     """The checkpoint's point, which says what the model was trained on, not what it is loaded on; says so
     where the program has changed in between."""
     point = load_model(path, model)
@@ -236,7 +159,7 @@ def _load(job: Job, path: Path, model: SequenceModel) -> TrainPoint:
     return point
 
 
-def _trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
+def trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
     """What trains the model, kept in its checkpoint."""
     commit, is_dirty = git_commit()
     return {
@@ -248,11 +171,11 @@ def _trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
     }
 
 
-def _checkpoint_path(job: Job, name: str) -> Path:
+def checkpoint_path(job: Job, name: str) -> Path:
     return Path(job.config["output"]) / "checkpoints" / f"{name}.safetensors"
 
 
-def _bar(job: Job, what: str, total: int) -> tqdm:
+def progress_bar(job: Job, what: str, total: int) -> tqdm:
     return tqdm(total=total, desc=f"{job.identity[0]}: {what}", unit="step", file=sys.stderr, disable=None)
 
 
@@ -275,5 +198,5 @@ def _train_point(job: Job, model: SequenceModel, history: History, rate: float) 
             "validation_step": history.validation_steps,
             "validation_loss_nats": history.validation_losses_nats,
         },
-        "details": _trained_on(job, model),
+        "details": trained_on(job, model),
     }

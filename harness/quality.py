@@ -16,6 +16,7 @@ from harness.cost import card, meta_model
 from harness.logbook import Logbook
 from harness.measure import outcome
 from harness.obtain import Job, obtain
+from harness.obtain_experts import obtain_experts
 from harness.train import Diverged, Failed, autocast
 from tasks.base import Task, TaskInputs
 
@@ -29,7 +30,8 @@ def run(
     """Trains or loads the spec's model and measures what is not yet measured."""
     config = spec["configs"][0]
     model_config, mismatch = matched_model_config(config)
-    tasks = [instantiate(task) for task in config["tasks"].values()]
+    own_tasks = config["arch"].get("tasks", {})  # what only this architecture can be asked
+    tasks = [instantiate(task) for task in [*config["tasks"].values(), *own_tasks.values()]]
     tasks = [task for task in tasks if isinstance(task, Task)]
     if spec["give_up"] is not None:
         _give_up(Job(config, device, dtype, None, None, make_logbook(None)), tasks, **spec["give_up"])
@@ -101,7 +103,8 @@ def _obtain_model(
         return model, {"status": previous.status, "reason": f"training: {previous.reason}"}
     job.begin_training()
     try:
-        point = obtain(job, model, model_config)
+        has_experts = config["arch"].get("expert_training") is not None
+        point = (obtain_experts if has_experts else obtain)(job, model, model_config)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, Diverged):
             status, reason = "diverged", str(error)

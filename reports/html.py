@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
+from reports.adaptation_tables import adaptation_table, has_experts, mixtures_table, tuning_table
 from reports.cost_figures import cost_figure, scatter_figures
 from reports.cost_tables import (
     cost_curves,
@@ -138,6 +139,8 @@ def _sections(results: Results, ranking: Ranking, output: Path) -> list[Section]
         ),
         _training_section(results, output),
     ]
+    if has_experts(results):
+        sections.append(_adaptation_section(results))
     dispatch = dispatch_table(results)
     if dispatch:
         note = (
@@ -200,6 +203,16 @@ def _cost_section(results: Results, output: Path) -> Section:
         section.notes.append("Crossovers need the Transformer and another architecture at shared contexts.")
     if results.of("latency"):
         section.folded.append(("Every latency cell", latency_cells_table(results)))
+    return section
+
+
+def _adaptation_section(results: Results) -> Section:
+    section = Section(name="adaptation", title="Adaptation to a domain")
+    gains, tuning, mixtures = adaptation_table(results), tuning_table(results), mixtures_table(results)
+    if gains is None:
+        section.notes = ["Gains over the base and over LoRA were not measured in these records."]
+    section.tables = [table for table in (gains, tuning) if table]
+    section.folded = [("Few-shot mixtures", mixtures)] if mixtures else []
     return section
 
 

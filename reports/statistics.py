@@ -82,3 +82,17 @@ def paired_difference(
     estimates = gaps[picked].sum(axis=1) / sizes[picked].sum(axis=1)
     low, high = np.percentile(estimates, (2.5, 97.5))
     return float(gaps.sum() / sizes.sum()), float(low), float(high)
+
+
+def paired_mean_difference(
+    values: Sequence[float], other_values: Sequence[float], num_resamples: int = 1000
+) -> tuple[float, float, float]:
+    """mean(values - other_values) over examples that both were measured on, and its 95% bootstrap
+    interval over examples (percentiles; the same fixed resampling seed every time). Raises ValueError
+    unless the two have one entry an example."""
+    if len(values) != len(other_values) or not len(values):
+        raise ValueError(f"unequal examples: {len(values)}, {len(other_values)}")
+    gaps = np.asarray(values, dtype=float) - np.asarray(other_values, dtype=float)
+    picked = np.random.default_rng(0).integers(len(gaps), size=(num_resamples, len(gaps)))
+    low, high = np.percentile(gaps[picked].mean(axis=1), (2.5, 97.5))
+    return float(gaps.mean()), float(low), float(high)

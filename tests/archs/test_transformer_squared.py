@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from archs.attention import Attention
@@ -32,7 +32,7 @@ def new_base() -> Decoder:
 
 def new_model(base: Decoder | None = None, **settings: object) -> TransformerSquared:
     torch.manual_seed(1)
-    model = TransformerSquared(**SIZES, domains=DOMAINS, **settings).double()
+    model = TransformerSquared(base=Decoder(**SIZES), domains=DOMAINS, **settings).double()
     model.load_base((base or new_base()).state_dict())
     return model
 
@@ -43,6 +43,14 @@ def with_experts(model: TransformerSquared) -> TransformerSquared:
         for parameter in (model.experts, model.classifier.weight, model.classifier.bias):
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     return model
+
+
+def linear_of(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    linear.weight.data = weight
+    if bias is not None:
+        linear.bias.data = bias
+    return linear
 
 
 def random_tokens(batch: int = 3, length: int = 17, seed: int = 3) -> Tensor:
@@ -56,7 +64,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
 @pytest.mark.parametrize("shape", [(20, 8), (8, 20), (8, 8)])
 def test_the_factored_product_is_the_composed_matrix(shape: tuple[int, int]) -> None:
     weight = torch.randn(shape, dtype=torch.float64)
-    linear = SingularLinear(weight=weight)
+    linear = SingularLinear(linear=linear_of(weight))
     gain = torch.rand(3, min(shape), dtype=torch.float64)
     x = torch.randn(3, 5, shape[1], dtype=torch.float64)
     composed = compose(linear.u, linear.s, linear.vh, gain)
@@ -246,15 +254,22 @@ def test_weights_of_another_shape_are_an_error() -> None:
         ({"domains": ["code", "code"]}, "domains="),
         ({"scale": "log"}, "scale='log' must be one of paper, public_code"),
         ({"dispatch_rule": "best"}, "dispatch_rule='best' must be one of pick, mix"),
-        ({"d_ff": 0}, "d_ff=0"),
+        ({"dispatch_strategy": "guess"}, "dispatch_strategy='guess' must be one of classifier, prompt"),
+        ({"dispatch_strategy": "prompt"}, "'prompt' needs a classification_prompt"),
+        ({"dispatch_strategy": "few_shot"}, "needs a few_shot_target"),
+        ({"few_shot_target": "poetry"}, "few_shot_target='poetry' must be one of code, needle, prose"),
+        ({"classification_prompt": ([1], [2, 3])}, "labels .2, 3."),
+        ({"lora_rank": 0}, "lora_rank=0 must be positive"),
+        ({"base": Decoder(**{**SIZES, "d_ff": 0})}, "no feed-forward matrices .d_ff=0."),
+        ({"base": nn.Linear(1, 1)}, "must be a Decoder, not a Linear"),
     ],
 )
 def test_wrong_settings_are_errors(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TransformerSquared(**{**SIZES, "domains": DOMAINS, **settings})
+        TransformerSquared(**{"base": Decoder(**SIZES), "domains": DOMAINS, **settings})
 
 
 def test_an_expert_for_any_text_stands_in_for_domains_without_one() -> None:
-    model = TransformerSquared(**SIZES, domains=("any", "needle"))
+    model = TransformerSquared(base=Decoder(**SIZES), domains=("any", "needle"))
     assert model.domain_mixture("prose", 2).tolist() == [[1.0, 0.0]] * 2
     assert model.domain_mixture("needle", 1).tolist() == [[0.0, 1.0]]

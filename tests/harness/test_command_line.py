@@ -56,7 +56,8 @@ def test_the_experiment_for_a_gpu_runs_on_a_cpu(
 ) -> None:
     """The same configuration, bfloat16 included, with little of everything."""
     names = ["mamba", "transformer_squared"]
-    small = ["arch.expert_training.reinforce.num_steps=1"]
+    small = ["arch.expert_training.reinforce.num_steps=1", "arch.expert_training.few_shot.num_iterations=1"]
+    small += ["arch.tasks.adaptation.num_prompts=4", "arch.expert_training.dispatch.num_expert_steps=1"]
     for arch in names:
         arguments = ["experiment=gpu_small", "hydra.mode=RUN", f"arch={arch}", *tiny, *tiny_tasks]
         arguments += small if arch == "transformer_squared" else []
@@ -77,6 +78,7 @@ def test_the_experiment_for_a_gpu_runs_on_a_cpu(
             "perplexity": 1,
             "needle": 2,
             "latency": 8,
+            **({"adaptation": 2 * 7} if arch == "transformer_squared" else {}),
         }
     for point in points(tmp_path, task="train"):
         assert point.details["dtype"] == "bfloat16"
@@ -148,6 +150,7 @@ def test_the_base_of_transformer_squared_is_the_one_of_its_own_job(
     checkpoints = set((tmp_path / "checkpoints").iterdir())
     assert len(checkpoints) == len(rates)
     experts = ["arch=transformer_squared", "arch.expert_training.reinforce.num_steps=1"]
+    experts += ["arch.expert_training.few_shot.num_iterations=1", "arch.tasks.adaptation.num_prompts=4"]
     code, out, err = quick_command(*arguments, *experts)
     assert code == 0, err
     assert len(set((tmp_path / "checkpoints").iterdir()) - checkpoints) == 1

@@ -1,4 +1,4 @@
-"""REINFORCE on a problem small enough to see it learn."""
+"""Experts and LoRA adapters, by either method, on a problem small enough to see them learn."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from archs.attention import Attention
+from archs.decoder import Decoder
 from archs.transformer_squared import TransformerSquared
+from harness.expert_policies import ExpertPolicy, LowRankPolicy
 from harness.expert_training import (
+    METHODS,
+    FineTuning,
+    Reinforce,
     Sampler,
+    Tuning,
     expected_reward,
     policy_loss,
-    sample_answers,
     train_experts,
 )
 
@@ -23,14 +28,9 @@ VOCAB = 8
 
 def new_model() -> TransformerSquared:
     torch.manual_seed(0)
-    model = TransformerSquared(
-        vocab_size=VOCAB,
-        d_model=16,
-        num_layers=1,
-        d_ff=32,
-        mixers=[partial(Attention, num_heads=2)],
-        domains=("low", "high"),
-    )
+    mixers = [partial(Attention, num_heads=2)]
+    base = Decoder(vocab_size=VOCAB, d_model=16, num_layers=1, d_ff=32, mixers=mixers)
+    model = TransformerSquared(base=base, domains=("low", "high"))
     with torch.no_grad():  # a feed-forward that has a say
         for matrix in model.feed_forwards[0].matrices:
             matrix.s.mul_(3.0)
@@ -53,42 +53,43 @@ TRAINING = {domain: sampler(domain, offset=0) for domain in ("low", "high")}
 VALIDATION = {domain: sampler(domain, offset=10_000) for domain in ("low", "high")}
 
 
-def test_experts_learn_and_dispatch_finds_them() -> None:
+def reinforce(**changes: object) -> Reinforce:
+    settings = {"num_steps": 3, "learning_rate": 0.05, "gradient_clip": 1e-3, "kl_weight": 0.0}
+    return Reinforce(**{**settings, **changes})
+
+
+def test_experts_learn_by_reinforcement() -> None:
     model = new_model()
     base = {name: value.clone() for name, value in model.state_dict().items()}
     steps: list[tuple[str, int]] = []
-    training = train_experts(
+    histories = train_experts(
         model,
         TRAINING,
         VALIDATION,
-        num_steps=60,
-        learning_rate=0.05,
+        settings=reinforce(num_steps=60),
         on_step=lambda domain, step: steps.append((domain, step)),
     )
     assert steps == [(domain, step) for domain in ("low", "high") for step in range(1, 61)]
-    for domain, history in training.histories.items():
+    for domain, history in histories.items():
         assert len(history.sampled_rewards) == 60
         assert history.num_tokens == 60 * sum(tensor.numel() for tensor in TRAINING[domain](0))
         assert history.reward_after > history.reward_before + 0.2, (domain, history)
-        kept = expected_reward(model, VALIDATION[domain], domain=domain, num_batches=4)
+        kept = expected_reward(ExpertPolicy(model, domain), VALIDATION[domain], num_batches=4)
         assert kept == pytest.approx(history.reward_after, abs=1e-6)
         other = "high" if domain == "low" else "low"
-        crossed = expected_reward(model, VALIDATION[domain], domain=other, num_batches=4)
+        crossed = expected_reward(ExpertPolicy(model, other), VALIDATION[domain], num_batches=4)
         assert crossed < history.reward_after
-    assert training.classifier_accuracy == 1.0
-    state = model.dispatch(VALIDATION["high"](9)[0], model.init_state(32, 8))
-    assert state.mixture.tolist() == [[0.0, 1.0]] * 32
-    learned = ("experts", "classifier.weight", "classifier.bias")
     for name, value in model.state_dict().items():
-        assert torch.equal(value, base[name]) == (name not in learned), name
+        assert torch.equal(value, base[name]) == (name != "experts"), name
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["experts"]
 
 
 def test_an_expert_is_never_worse_than_the_base() -> None:
     """Steps so large that training destroys the vector: the start is kept."""
     model = new_model()
     start = model.experts.detach().clone()
-    training = train_experts(model, TRAINING, VALIDATION, num_steps=3, learning_rate=1e6, evaluate_every=1)
-    for history in training.histories.values():
+    settings = reinforce(learning_rate=1e6, evaluate_every=1)
+    for history in train_experts(model, TRAINING, VALIDATION, settings=settings).values():
         assert all(reward < history.reward_before for _, reward in history.validation_rewards[1:])
         assert history.best_step == 0 and history.reward_after == history.reward_before
     assert torch.equal(model.experts, start)
@@ -97,9 +98,7 @@ def test_an_expert_is_never_worse_than_the_base() -> None:
 def test_the_same_seed_gives_the_same_experts() -> None:
     models = [new_model(), new_model(), new_model()]
     for model, seed in zip(models, (1, 1, 2), strict=True):
-        train_experts(
-            model, TRAINING, VALIDATION, num_steps=3, learning_rate=0.05, evaluate_every=1, seed=seed
-        )
+        train_experts(model, TRAINING, VALIDATION, settings=reinforce(evaluate_every=1), seed=seed)
     assert torch.equal(models[0].experts, models[1].experts)
     assert not torch.equal(models[0].experts, models[2].experts)
 
@@ -108,7 +107,7 @@ def test_sampling_follows_the_model_at_temperature_one() -> None:
     model = new_model()
     prompts = torch.tensor([[1, 2, 3]]).expand(4000, 3)
     generator = torch.Generator().manual_seed(0)
-    sampled = sample_answers(model, prompts, domain="low", num_tokens=2, generator=generator)
+    sampled = ExpertPolicy(model, "low").sample(prompts, num_tokens=2, generator=generator)
     assert sampled.shape == (4000, 2)
     with torch.no_grad():
         first = model(prompts[:1])[0, -1].softmax(dim=-1)
@@ -133,11 +132,10 @@ def test_the_policy_gradient_is_unbiased() -> None:
     estimate = torch.zeros_like(expected)
     for answer in range(VOCAB):
         loss = policy_loss(
-            model,
+            ExpertPolicy(model, "low"),
             prompts[:1],
             answers[answer : answer + 1],
             rewards[answer : answer + 1],
-            domain="low",
             kl_weight=0.0,
             use_baseline=False,
         )
@@ -155,9 +153,8 @@ def test_the_divergence_from_the_base_is_weighed_in() -> None:
 
     def loss(kl_weight: float) -> float:
         rewards = torch.ones(32, dtype=torch.float64)  # no advantage over the baseline
-        return policy_loss(
-            model, prompts, answers, rewards, domain="low", kl_weight=kl_weight, use_baseline=True
-        ).item()
+        policy = ExpertPolicy(model, "low")
+        return policy_loss(policy, prompts, answers, rewards, kl_weight=kl_weight, use_baseline=True).item()
 
     with torch.no_grad():
         log_p = model(prompts, model.domain_mixture("low", 32))[:, -1].log_softmax(dim=-1)
@@ -170,6 +167,87 @@ def test_the_divergence_from_the_base_is_weighed_in() -> None:
 
 def test_wrong_samplers_and_counts_are_errors() -> None:
     with pytest.raises(ValueError, match="validation has samplers for"):
-        train_experts(new_model(), TRAINING, {"low": TRAINING["low"]}, num_steps=1)
-    with pytest.raises(ValueError, match="num_steps=0"):
-        train_experts(new_model(), TRAINING, VALIDATION, num_steps=0)
+        train_experts(new_model(), TRAINING, {"low": TRAINING["low"]}, settings=reinforce())
+    for name, value in (("num_steps", 0), ("learning_rate", -1.0), ("kl_weight", -0.1)):
+        with pytest.raises(ValueError, match=f"{name}={value}"):
+            reinforce(**{name: value})
+
+
+def test_the_divergence_is_that_of_whole_answers() -> None:
+    """Summed over an answer's tokens: twice the tokens of equal divergence have twice the penalty."""
+    model = new_model().double()
+    with torch.no_grad():
+        model.experts[0] += 0.5
+    policy, rewards = ExpertPolicy(model, "low"), torch.ones(32, dtype=torch.float64)
+    prompts, answers = TRAINING["low"](0)
+    answers = torch.cat((answers, (answers + 1) % VOCAB), dim=1)
+    loss = policy_loss(policy, prompts, answers, rewards, kl_weight=1.0, use_baseline=True).item()
+    with torch.no_grad():
+        log_p = policy.answer_logits(prompts, answers).log_softmax(dim=-1)
+        log_q = model.answer_logits(prompts, answers).log_softmax(dim=-1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(dim=(1, 2)).mean().item()
+    assert expected > 1e-3 and loss == pytest.approx(expected)
+
+
+def test_a_large_penalty_keeps_the_expert_at_the_base() -> None:
+    moved = []
+    for kl_weight in (0.0, 100.0):
+        model = new_model()
+        train_experts(
+            model,
+            TRAINING,
+            VALIDATION,
+            settings=reinforce(num_steps=20, kl_weight=kl_weight),
+        )
+        prompts = VALIDATION["low"](0)[0]
+        with torch.no_grad():
+            base, tuned = (model(prompts, m)[:, -1] for m in (None, model.domain_mixture("low", 32)))
+        moved.append((base.softmax(-1) - tuned.softmax(-1)).abs().mean().item())
+    assert moved[1] < 0.5 * moved[0]
+
+
+FINE_TUNING = FineTuning(num_steps=40, learning_rate=0.05, gradient_clip=1.0)
+
+
+@pytest.mark.parametrize("policy_type", [ExpertPolicy, LowRankPolicy])
+@pytest.mark.parametrize("settings", [reinforce(num_steps=60, kl_weight=0.1), FINE_TUNING])
+def test_both_methods_train_experts_and_lora(policy_type: type, settings: Tuning) -> None:
+    model = new_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    histories = train_experts(model, TRAINING, VALIDATION, settings=settings, policy_type=policy_type)
+    for domain, history in histories.items():
+        assert history.reward_after > history.reward_before + 0.2, (domain, history)
+        policy = policy_type(model, domain)
+        kept = expected_reward(policy, VALIDATION[domain], num_batches=4)
+        assert kept == pytest.approx(history.reward_after, abs=1e-6)
+        assert bool(history.sampled_rewards) == isinstance(settings, Reinforce)
+    changed = {n.partition(".")[0] for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
+    assert changed == ({"experts"} if policy_type is ExpertPolicy else {"lora"})
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == ["experts"]
+
+
+def test_fine_tuning_lowers_the_cross_entropy_of_the_answers() -> None:
+    model = new_model()
+    policy, (prompts, answers) = ExpertPolicy(model, "low"), TRAINING["low"](0)
+    loss, reward = FINE_TUNING.loss(policy, prompts, answers, torch.Generator())
+    expected = -model(prompts)[:, -1].log_softmax(-1)[torch.arange(32), answers[:, 0]].mean()
+    assert reward is None and loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_sampling_under_lora_follows_its_adapter() -> None:
+    model = new_model()
+    with torch.no_grad():
+        model.lora.b[0][model.domains.index("high")] += 3.0
+    prompts = torch.tensor([[1, 2, 3]]).expand(2000, 3)
+    policy = LowRankPolicy(model, "high")
+    sampled = policy.sample(prompts, num_tokens=1, generator=torch.Generator().manual_seed(0))[:, 0]
+    with torch.no_grad():
+        adapted = policy.answer_logits(prompts[:1], sampled[:1, None])[0, 0].softmax(-1)
+        base = model(prompts[:1])[0, -1].softmax(-1)
+    frequencies = torch.bincount(sampled, minlength=VOCAB) / 2000
+    torch.testing.assert_close(frequencies, adapted, rtol=0, atol=0.04)
+    assert (adapted - base).abs().max() > 0.1
+
+
+def test_the_methods_of_the_configuration_are_these() -> None:
+    assert {"reinforce": Reinforce, "fine_tuning": FineTuning} == METHODS

@@ -135,6 +135,121 @@ def test_the_cost_card_reads_no_weights(command: Command, checkpoint: Path) -> N
     assert "small-llama" in out
 
 
+# As the base of Transformer²
+
+EXPERTS = [
+    "arch=transformer_squared",
+    "arch@reference=pretrained",
+    "arch.expert_training.method=fine_tuning",
+    "arch.expert_training.lora.method=reinforce",
+    "arch.expert_training.reinforce.num_steps=2",
+    "arch.expert_training.prompts.batch_size=4",
+    "arch.expert_training.dispatch.num_classifier_batches=1",
+    "arch.expert_training.dispatch.num_expert_steps=1",
+    "arch.expert_training.few_shot.num_iterations=1",
+    "arch.tasks.adaptation.num_prompts=6",
+    "arch.tasks.adaptation.num_timed_prompts=2",
+]
+
+
+def test_experts_are_trained_on_a_loaded_base(
+    quick_command: Command, tiny: list[str], points: Points, checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    arguments = [*EXPERTS, f"reference.path={checkpoint}", *tiny, "task=[]", f"output={output}"]
+    code, out, err = quick_command(*arguments)
+    assert code == 0, err
+    # One layer of 16 to 24: an expert has 3 times 16, rank 1 on one matrix 16 + 24.
+    placement = (
+        "LoRA of rank 1 on 1 of 3 feed-forward matrices, 40 parameters a domain against an expert's 48"
+    )
+    assert f"transformer_squared: {placement} (-17%)." in out
+    (train,) = points(output, task="train")
+    assert train.status == "ok", train.reason
+    assert all(train.metrics[name] is None for name in ("trained_tokens", "train_seconds", "learning_rate"))
+    assert train.metrics["expert_train_seconds"] > 0 and train.metrics["lora_train_seconds"] > 0
+    assert (train.metrics["num_expert_parameters"], train.metrics["num_lora_parameters"]) == (48, 40)
+    assert (train.details["expert_method"], train.details["lora_method"]) == ("fine_tuning", "reinforce")
+    assert train.details["base"]["checkpoint"] == str(checkpoint)
+    assert set(train.details["experts"]) == set(train.details["few_shot"]) == {"any", "needle"}
+    assert all(not history["sampled_rewards"] for history in train.details["experts"].values())
+    assert all(len(history["sampled_rewards"]) == 2 for history in train.details["lora"].values())
+    assert set(train.details["dispatch_accuracy"]) == {"classifier", "prompt", "classification_expert"}
+    adapted = points(output, task="adaptation")
+    assert len(adapted) == 2 * 7 and {p.status for p in adapted} == {"ok"}
+    for point in adapted:
+        name, metrics = point.cell["adaptation"], point.metrics
+        assert metrics["num_examples"] == 6 == len(point.samples["answer_log_probability_nats"])
+        assert metrics["second_pass_ms"] > 0
+        is_told = name in ("base", "expert", "lora")
+        assert (metrics["right_domain_share"] is None) == is_told
+        assert (metrics["first_pass_ms"] is None) == (is_told or name == "few_shot")
+    tuned = {p.cell["adaptation"]: p.metrics["num_tuned_parameters"] for p in adapted}
+    classifier = 2 * 2 * 16 + 2
+    assert tuned == {
+        "base": 0,
+        "expert": 48,
+        "lora": 40,
+        "prompt": 96,
+        "classification_expert": 96 + 48,
+        "classifier": 96 + classifier,
+        "few_shot": 96 + 2,
+    }
+    checkpoints = list((output / "checkpoints").iterdir())
+    assert len(checkpoints) == 1
+    for path in (output / "records").iterdir():
+        path.unlink()
+    code, out, err = quick_command(*arguments)
+    assert code == 0 and "LoRA of rank" not in out, "from its checkpoint"
+    again = points(output, task="adaptation")
+    assert [p.samples["answer_log_probability_nats"] for p in again] == [
+        p.samples["answer_log_probability_nats"] for p in adapted
+    ]
+    (checkpoint / "README.md").write_text("another file")
+    assert quick_command(*arguments, "retry_failed=true")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["arch@reference=mamba"], ["no feed-forward matrices", "d_ff=0", "arch@reference=transformer"]),
+        ([f"reference.path={GOLDEN.parent / 'mamba'}", "data.vocab_size=96"], ["no feed-forward matrices"]),
+        (["reference.path=/nowhere"], ["/nowhere is not a folder"]),
+        (
+            ["arch@reference=transformer", "arch.expert_training.method=dpo"],
+            ["arch.expert_training.method='dpo' must be one of reinforce, fine_tuning."],
+        ),
+        (
+            ["arch@reference=transformer", "arch.expert_training.reinforce.kl_weight=-1"],
+            ["arch.expert_training.reinforce.kl_weight=-1 must not be negative."],
+        ),
+        (
+            ["arch@reference=transformer", "+arch.expert_training.few_shot.shots=3"],
+            ["Unknown key of arch.expert_training.few_shot", "'shots'", "num_shots"],
+        ),
+        (
+            ["arch@reference=transformer", "arch.expert_training.fine_tuning.num_steps=0"],
+            ["arch.expert_training.fine_tuning.num_steps=0 must be positive."],
+        ),
+        (
+            ["arch@reference=transformer", "arch.model.dispatch_strategy=guess"],
+            ["dispatch_strategy='guess' must be one of"],
+        ),
+        (
+            ["arch@reference=transformer", "arch.tasks.adaptation.adaptations=[base,magic]"],
+            ["arch.tasks.adaptation.adaptations", "base, expert, lora"],
+        ),
+    ],
+)
+def test_what_is_wrong_with_experts_is_said_in_a_sentence(
+    quick_command: Command, tiny: list[str], tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    result = quick_command(*EXPERTS, *tiny, *overrides, f"output={tmp_path}")
+    assert result.code == 2
+    (line,) = result.error_lines
+    assert line.startswith("error: ") and all(word in line for word in words), line
+
+
 # The hub, without a network
 
 IMPLEMENTATION = {"attention": "plain"}

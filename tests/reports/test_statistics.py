@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from reports.statistics import paired_difference, pool, wilson
+from reports.statistics import paired_difference, paired_mean_difference, pool, wilson
 
 
 def test_wilson_agrees_with_published_values() -> None:
@@ -57,3 +57,15 @@ def test_pairing_sees_a_difference_that_documents_hide() -> None:
 def test_pairing_needs_the_same_documents() -> None:
     with pytest.raises(ValueError, match="unequal documents"):
         paired_difference([1.0], [1.0, 2.0], [1.0, 1.0])
+
+
+def test_a_paired_difference_of_means_is_sharper_than_two_intervals() -> None:
+    others = [float(value % 10) for value in range(200)]
+    values = [value + 0.1 + 0.01 * (index % 3) for index, value in enumerate(others)]
+    gain, low, high = paired_mean_difference(values, others)
+    assert gain == pytest.approx(0.11, abs=1e-3) and 0.1 < low < gain < high < 0.12
+    assert paired_mean_difference(others, values)[0] == pytest.approx(-gain)
+    assert paired_mean_difference([1.0], [0.5]) == (0.5, 0.5, 0.5)
+    for wrong in ([1.0, 2.0], []):
+        with pytest.raises(ValueError, match="unequal examples"):
+            paired_mean_difference(wrong, [1.0] if wrong else [])

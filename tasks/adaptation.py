@@ -1,0 +1,209 @@
+"""What adapting to a domain gains: held-out prompts of every domain, answered by the base, by the domain's
+expert, by its LoRA adapter and by what the strategies of the first pass choose.
+
+For an architecture with experts (Transformer², arXiv 2501.06252, sections 3 and 4). The prompts are those
+of `tasks.data.expert_examples` drawn from the test split, the same for every adaptation of a domain, so
+that differences can be taken prompt by prompt.
+
+Metrics of a point (cell: domain, adaptation):
+    accuracy                     share of answers that greedy decoding gives exactly
+    accuracy_low, accuracy_high  95% Wilson interval
+    num_examples
+    answer_probability           mean probability of the whole answer, teacher forced: the share that is right
+                                 when answers are sampled at temperature 1, which REINFORCE rewards
+    answer_log_probability_nats  mean of its logarithm
+    num_tuned_parameters         learned numbers that the adaptation uses: of one expert or one LoRA adapter;
+                                 of all experts and what dispatches them where a strategy chooses
+    right_domain_share           mean weight that the strategy gives the domain's own expert; null where the
+                                 domain is told
+    first_pass_ms                median of choosing the experts for one prompt; null where none is read
+    second_pass_ms               median of reading one prompt and greedily decoding the answer, adapted
+Samples: is_correct, answer_log_probability_nats, one an example; first_pass_ms, second_pass_ms.
+
+The adaptations:
+    base, expert, lora     told the domain
+    prompt, classification_expert, classifier: see archs.dispatch; told nothing
+    few_shot               the mixture that was searched on examples of the domain, and so told it
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from archs.base import SequenceModel, State
+from harness.measure import percentile, time_call_ms
+from tasks.base import Measurement, Task, TaskInputs, require_positive
+from tasks.statistics import wilson_interval
+
+AdaptationName = Literal[
+    "base", "expert", "lora", "prompt", "classification_expert", "classifier", "few_shot"
+]
+TOLD = ("base", "expert", "lora")
+
+#: step -> prompts (B, P) and right answers (B, A).
+Examples = Callable[[int], tuple[Tensor, Tensor]]
+
+
+class _LowRank(Protocol):
+    num_parameters_each: int
+
+
+class _FirstPass(Protocol):
+    def num_parameters_of(self, strategy: str) -> int: ...
+
+
+class _Adaptive(Protocol):
+    """What is needed of the model beside the contract; see archs.transformer_squared."""
+
+    domains: tuple[str, ...]
+    experts: nn.Parameter
+    lora: _LowRank
+    dispatcher: _FirstPass
+
+    def lora_attached(self, domain: str) -> AbstractContextManager[None]: ...
+    def answer_logits(self, prompts: Tensor, answers: Tensor, mixture: Tensor | None = None) -> Tensor: ...
+    def dispatch(
+        self, prompt: Tensor, state: State, strategy: str | None = None, target: str | None = None
+    ) -> State: ...
+    def select_domain(self, domain: str, state: State) -> State: ...
+    def init_state(self, batch_size: int, max_context_tokens: int) -> State: ...
+    def prefill(self, tokens: Tensor, state: State, num_logits: int = 1) -> tuple[Tensor, State]: ...
+    def decode(self, token: Tensor, state: State) -> tuple[Tensor, State]: ...
+
+
+class Adaptation(Task):
+    """See the module.
+
+    prompts: makes the examples, called with split, domain and seed. domains: the model's. num_prompts:
+    a domain. num_timed_prompts: of them, run alone for the times after one that is not timed.
+    Raises ValueError where a number is not positive or there is nothing to measure.
+    """
+
+    name = "adaptation"
+
+    def __init__(
+        self,
+        *,
+        prompts: Callable[..., Examples],
+        domains: Sequence[str],
+        adaptations: Sequence[AdaptationName],
+        num_prompts: int = 256,
+        num_timed_prompts: int = 8,
+    ) -> None:
+        if not domains or not adaptations:
+            raise ValueError(
+                f"domains={list(domains)} and adaptations={list(adaptations)} need one name at least."
+            )
+        require_positive(num_prompts=num_prompts, num_timed_prompts=num_timed_prompts)
+        self.domains, self.adaptations = list(domains), list(adaptations)
+        self.num_prompts, self.num_timed_prompts = num_prompts, min(num_timed_prompts, num_prompts)
+        self._make = prompts
+
+    def cells(self) -> list[dict[str, Any]]:
+        return [
+            {"domain": domain, "adaptation": adaptation}
+            for domain in self.domains
+            for adaptation in self.adaptations
+        ]
+
+    def prepare(self, inputs: TaskInputs) -> None:
+        """Raises ValueError where the test split has no document of a domain that is long enough."""
+        self._device = inputs.device
+        self._examples = {
+            domain: self._make(split=inputs.corpus.test, domain=domain, seed=inputs.seed)
+            for domain in self.domains
+        }
+
+    @torch.no_grad()
+    def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
+        adaptive, domain, name = cast(_Adaptive, model), cell["domain"], cell["adaptation"]
+        is_correct: list[int] = []
+        log_probabilities: list[float] = []
+        own_weights: list[float] = []
+        with adaptive.lora_attached(domain) if name == "lora" else nullcontext():
+            for prompts, answers in self._batches(domain):
+                state = adaptive.init_state(len(prompts), 1)
+                mixture = self._adapted(adaptive, prompts, state, domain, name).mixture
+                logits = adaptive.answer_logits(prompts, answers, mixture).double()
+                chosen = logits.log_softmax(-1).gather(-1, answers[..., None])[..., 0].sum(dim=-1)
+                is_correct += (logits.argmax(-1) == answers).all(dim=-1).int().tolist()
+                log_probabilities += chosen.tolist()
+                own_weights += mixture[:, adaptive.domains.index(domain)].tolist()
+            prompts, answers = next(self._batches(domain))
+            num_timed = min(self.num_timed_prompts, len(prompts))
+            rows = [0, *range(num_timed)]  # the first time is a warm-up
+            times = [
+                self._times_ms(adaptive, prompts[row, None], answers.shape[1], domain, name) for row in rows
+            ]
+            first_ms, second_ms = ([both[index] for both in times[1:]] for index in (0, 1))
+        low, high = wilson_interval(sum(is_correct), len(is_correct))
+        has_first_pass = name not in (*TOLD, "few_shot")
+        metrics: dict[str, float | int | None] = {
+            "accuracy": sum(is_correct) / len(is_correct),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "num_examples": len(is_correct),
+            "answer_probability": sum(map(math.exp, log_probabilities)) / len(log_probabilities),
+            "answer_log_probability_nats": sum(log_probabilities) / len(log_probabilities),
+            "num_tuned_parameters": self._num_tuned(adaptive, name),
+            "right_domain_share": None if name in TOLD else sum(own_weights) / len(own_weights),
+            "first_pass_ms": percentile(first_ms, 0.5) if has_first_pass else None,
+            "second_pass_ms": percentile(second_ms, 0.5),
+        }
+        samples: dict[str, list[Any]] = {
+            "is_correct": is_correct,
+            "answer_log_probability_nats": [round(value, 6) for value in log_probabilities],
+            "second_pass_ms": second_ms,
+        }
+        if has_first_pass:
+            samples["first_pass_ms"] = first_ms
+        return Measurement(metrics=metrics, samples=samples)
+
+    def _batches(self, domain: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """num_prompts prompts and answers of a domain, the same every time."""
+        left, step = self.num_prompts, 0
+        while left > 0:
+            prompts, answers = self._examples[domain](step)
+            yield prompts[:left].to(self._device), answers[:left].to(self._device)
+            left, step = left - len(prompts), step + 1
+
+    def _adapted(self, model: _Adaptive, prompts: Tensor, state: State, domain: str, name: str) -> State:
+        """An empty state with the adaptation's mixture for the prompts."""
+        if name in ("base", "lora"):
+            return state
+        if name == "expert":
+            return model.select_domain(domain, state)
+        return model.dispatch(prompts, state, strategy=name, target=domain)
+
+    def _times_ms(
+        self, model: _Adaptive, prompt: Tensor, num_answer_tokens: int, domain: str, name: str
+    ) -> tuple[float, float]:
+        """Of the first pass over one prompt (1, P), and of the second."""
+        states = [model.init_state(1, prompt.shape[1] + num_answer_tokens)]
+        first = time_call_ms(
+            lambda: states.append(self._adapted(model, prompt, states.pop(), domain, name)), self._device
+        )
+
+        def answer() -> None:
+            logits, state = model.prefill(prompt, states.pop())
+            token = logits[:, -1].argmax(-1)
+            for _ in range(num_answer_tokens - 1):
+                logits, state = model.decode(token, state)
+                token = logits.argmax(-1)
+
+        return first, time_call_ms(answer, self._device)
+
+    def _num_tuned(self, model: _Adaptive, name: str) -> int:
+        if name == "base":
+            return 0
+        if name == "lora":
+            return model.lora.num_parameters_each
+        if name == "expert":
+            return model.experts.shape[1]
+        return model.experts.numel() + model.dispatcher.num_parameters_of(name)

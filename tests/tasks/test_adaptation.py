@@ -1,0 +1,144 @@
+"""The task that measures what adapting to a domain gains."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from tasks.adaptation import Adaptation
+from tasks.base import TaskInputs
+
+NAMES = ["base", "expert", "lora", "prompt", "few_shot"]
+VOCAB = 5
+
+
+class State(NamedTuple):
+    mixture: Tensor
+
+
+class Model:
+    """Answers token 1 with the right expert, token 3 with LoRA, else token 2."""
+
+    domains = ("a", "b")
+    experts = torch.zeros(2, 10)
+    lora = SimpleNamespace(num_parameters_each=7)
+    dispatcher = SimpleNamespace(num_parameters_of={"prompt": 0, "few_shot": 2}.__getitem__)
+
+    def __init__(self) -> None:
+        self.attached = ""
+        self.calls: list[tuple[str, Any]] = []
+
+    @contextmanager
+    def lora_attached(self, domain: str) -> Any:
+        self.attached = domain
+        yield
+        self.attached = ""
+
+    def init_state(self, batch_size: int, max_context_tokens: int) -> State:
+        return State(torch.zeros(batch_size, 2))
+
+    def select_domain(self, domain: str, state: State) -> State:
+        state.mixture[:, self.domains.index(domain)] = 1.0
+        return state
+
+    def dispatch(self, prompt: Tensor, state: State, strategy: str, target: str) -> State:
+        """The prompt strategy is right where the first token is even; a few shots always."""
+        self.calls.append((strategy, target))
+        is_right = (prompt[:, 0] % 2 == 0) | (strategy == "few_shot")
+        state.mixture[:, self.domains.index(target)] = is_right.float()
+        return state
+
+    def answer_logits(self, prompts: Tensor, answers: Tensor, mixture: Tensor) -> Tensor:
+        favourite = torch.where(mixture[:, 1] > 0.5, 1, 3 if self.attached == "b" else 2)
+        logits = torch.zeros(*answers.shape, VOCAB)
+        return logits.scatter(-1, favourite[:, None, None].expand(*answers.shape, 1), 100.0)
+
+    def prefill(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        return torch.zeros(len(tokens), 1, VOCAB), state
+
+    def decode(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        return torch.zeros(len(token), VOCAB), state
+
+
+def make_examples(*, split: str, domain: str, seed: int) -> Any:
+    assert split == "the test split" and seed == 5
+
+    def examples(step: int) -> tuple[Tensor, Tensor]:
+        prompts = torch.arange(4)[:, None].expand(4, 6) + 4 * step
+        return prompts, torch.full((4, 2), 1)
+
+    return examples
+
+
+def new_task(**changes: Any) -> Adaptation:
+    settings = {"prompts": make_examples, "domains": ["a", "b"], "adaptations": NAMES, "num_prompts": 10}
+    task = Adaptation(**{**settings, "num_timed_prompts": 3, **changes})
+    corpus: Any = SimpleNamespace(test="the test split")
+    task.prepare(TaskInputs(corpus=corpus, tokenizer=None, device=torch.device("cpu"), seed=5))  # type: ignore[arg-type]
+    return task
+
+
+def test_every_domain_meets_every_adaptation() -> None:
+    cells = new_task().cells()
+    assert len(cells) == 10 and cells[0] == {"domain": "a", "adaptation": "base"}
+    assert {cell["adaptation"] for cell in cells if cell["domain"] == "b"} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "accuracy", "num_tuned", "share"),
+    [
+        ("base", 0.0, 0, None),
+        ("expert", 1.0, 10, None),
+        ("lora", 0.0, 7, None),
+        ("prompt", 0.5, 20, 0.5),
+        ("few_shot", 1.0, 22, 1.0),
+    ],
+)
+def test_an_adaptation_answers_as_it_is_adapted(
+    name: str, accuracy: float, num_tuned: int, share: float | None
+) -> None:
+    model: Any = Model()
+    measured = new_task().measure(model, {"domain": "b", "adaptation": name})
+    metrics = measured.metrics
+    assert metrics["accuracy"] == accuracy == pytest.approx(metrics["answer_probability"])
+    assert metrics["accuracy_low"] <= accuracy <= metrics["accuracy_high"]
+    assert metrics["num_examples"] == 10 == len(measured.samples["is_correct"])
+    assert metrics["num_tuned_parameters"] == num_tuned and metrics["right_domain_share"] == share
+    assert len(measured.samples["second_pass_ms"]) == 3 and metrics["second_pass_ms"] > 0
+    assert (
+        ("first_pass_ms" in measured.samples) == (name == "prompt") == (metrics["first_pass_ms"] is not None)
+    )
+    expected = {(name, "b")} if name in ("prompt", "few_shot") else set()
+    assert set(model.calls) == expected and model.attached == ""
+
+
+def test_lora_is_attached_for_its_own_cells_alone() -> None:
+    """Token 3 is its answer: right where the examples ask for it."""
+
+    def make_threes(**settings: Any) -> Any:
+        return lambda step: (torch.zeros(4, 6, dtype=torch.long), torch.full((4, 2), 3))
+
+    accuracies = {}
+    for name in ("base", "lora", "few_shot"):
+        model: Any = Model()
+        measured = new_task(prompts=make_threes).measure(model, {"domain": "b", "adaptation": name})
+        accuracies[name] = measured.metrics["accuracy"]
+    assert accuracies == {"base": 0.0, "lora": 1.0, "few_shot": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_prompts": 0}, "num_prompts=0"),
+        ({"adaptations": []}, "adaptations="),
+        ({"domains": []}, "domains="),
+    ],
+)
+def test_wrong_settings_are_errors(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        new_task(**changes)
