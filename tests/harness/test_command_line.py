@@ -47,7 +47,7 @@ def test_the_configuration_can_be_printed(command: Command) -> None:
 def test_help_names_the_groups(command: Command) -> None:
     code, out, _ = command("--help")
     assert code == 0
-    for words in ("arch: ", "ttt_linear", "experiment: ", "task: ", "size: nano, small, tiny"):
+    for words in ("arch: ", "ttt_linear", "experiment: ", "task: ", "size: 1.3b, ", "nano, small, tiny"):
         assert words in out
 
 
