@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
 from archs.base import SequenceModel, resolve_implementations
 from harness.check import check_root
 from harness.config import build_model, compose_config, matched_model_config, resolve
-from harness.config_dir import options
+from harness.config_dir import CONFIG_DIR, options
 from harness.errors import sentence
 from harness.measure import PeakMemory
 from harness.train import autocast
@@ -55,8 +57,10 @@ def measure(arch: str, overrides: Sequence[str], lengths_tokens: Sequence[int]) 
 
 
 def architectures() -> list[str]:
-    """The project's own that are trained here; `pretrained` needs a path."""
-    return sorted(name for name in options("arch") if name != "pretrained")
+    """The project's own that are trained here: without those that read a checkpoint and need its path."""
+    folder = Path(CONFIG_DIR, "arch")
+    entries = {name: OmegaConf.load(folder / f"{name}.yaml") for name in options("arch")}
+    return sorted(name for name, entry in entries.items() if not OmegaConf.is_missing(entry, "path"))
 
 
 def main(overrides: list[str], lengths_tokens: Sequence[int] = LENGTHS_TOKENS) -> int:

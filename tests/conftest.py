@@ -19,15 +19,23 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 ARCHITECTURES = sorted(path.stem for path in (REPOSITORY / "conf" / "arch").glob("*.yaml"))
 
 
+def is_pretrained(arch: str) -> bool:
+    """Whether an entry of conf/arch reads a checkpoint, and so has sizes of its own and needs a path."""
+    return "path: ???" in (REPOSITORY / "conf" / "arch" / f"{arch}.yaml").read_text()
+
+
+#: Those that are trained here.
+TRAINED = [arch for arch in ARCHITECTURES if not is_pretrained(arch)]
+
 #: What an entry of conf/arch that reads a checkpoint needs: its folder, and its vocabulary for the data's.
 CHECKPOINT = (f"arch.path={REPOSITORY / 'tests' / 'goldens' / 'llama'}", "data.vocab_size=96")
 
 
 def needed_overrides(arch: str) -> list[str]:
     """What must be said beside arch=NAME."""
-    text = (REPOSITORY / "conf" / "arch" / f"{arch}.yaml").read_text()
-    if "path: ???" not in text:
+    if not is_pretrained(arch):
         return []
+    text = (REPOSITORY / "conf" / "arch" / f"{arch}.yaml").read_text()
     return list(huggingface_checkpoint() if "archs.huggingface" in text else CHECKPOINT)
 
 

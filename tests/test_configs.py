@@ -18,6 +18,7 @@ from harness.config import (
 )
 from harness.cost import meta_model
 from harness.record import content_hash
+from tests.conftest import TRAINED, is_pretrained
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -29,14 +30,8 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def is_pretrained(arch: str) -> bool:
-    """Whether an entry of conf/arch reads a checkpoint, and so has sizes of its own and needs a path."""
-    return "path: ???" in (CONF / "arch" / f"{arch}.yaml").read_text()
-
-
 #: The project's own; those of papers begin with their number and have tests/test_published_sizes.py.
 SMALL_SIZES = [size for size in names("size") if not size[0].isdigit()]
-TRAINED = [arch for arch in names("arch") if not is_pretrained(arch)]
 
 
 #: The checkpoint that stands for the path of an entry that needs one.

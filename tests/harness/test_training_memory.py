@@ -10,6 +10,7 @@ import torch
 
 from archs.base import SequenceModel
 from harness.training_memory import architectures, main, training_peak_bytes
+from tests.conftest import TRAINED
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,10 @@ def test_the_command_prints_a_line_an_architecture_and_json(capsys: pytest.Captu
     peaks = json.loads(lines[-1])["transformer"]
     assert list(peaks) == ["64", "128"] and 0 < peaks["64"] < peaks["128"]
     assert lines[1].startswith("transformer ") and lines[1].endswith(f"{peaks['128'] / peaks['64']:.2f}")
-    assert {"titans_mac", "ttt_mlp", "transformer_squared"} <= set(architectures())
+
+
+def test_all_that_are_trained_are_measured() -> None:
+    assert architectures() == sorted(TRAINED)
 
 
 def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
