@@ -48,7 +48,8 @@ from tasks.statistics import wilson_interval
 AdaptationName = Literal[
     "base", "expert", "lora", "prompt", "classification_expert", "classifier", "few_shot"
 ]
-TOLD = ("base", "expert", "lora")
+#: Those that read nothing of a prompt to choose.
+TOLD = ("base", "expert", "lora", "few_shot")
 
 #: step -> prompts (B, P) and right answers (B, A).
 Examples = Callable[[int], tuple[Tensor, Tensor]]
@@ -147,7 +148,7 @@ class Adaptation(Task):
             ]
             first_ms, second_ms = ([both[index] for both in times[1:]] for index in (0, 1))
         low, high = wilson_interval(sum(is_correct), len(is_correct))
-        has_first_pass = name not in (*TOLD, "few_shot")
+        has_first_pass = name not in TOLD
         metrics: dict[str, float | int | None] = {
             "accuracy": sum(is_correct) / len(is_correct),
             "accuracy_low": low,
@@ -156,7 +157,7 @@ class Adaptation(Task):
             "answer_probability": sum(map(math.exp, log_probabilities)) / len(log_probabilities),
             "answer_log_probability_nats": sum(log_probabilities) / len(log_probabilities),
             "num_tuned_parameters": self._num_tuned(adaptive, name),
-            "right_domain_share": None if name in TOLD else sum(own_weights) / len(own_weights),
+            "right_domain_share": sum(own_weights) / len(own_weights) if has_first_pass else None,
             "first_pass_ms": percentile(first_ms, 0.5) if has_first_pass else None,
             "second_pass_ms": percentile(second_ms, 0.5),
         }

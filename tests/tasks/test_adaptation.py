@@ -98,7 +98,7 @@ def test_every_domain_meets_every_adaptation() -> None:
         ("expert", 1.0, 10, None),
         ("lora", 0.0, 7, None),
         ("prompt", 0.5, 20, 0.5),
-        ("few_shot", 1.0, 22, 1.0),
+        ("few_shot", 1.0, 22, None),
     ],
 )
 def test_an_adaptation_answers_as_it_is_adapted(
