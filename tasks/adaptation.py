@@ -17,10 +17,12 @@ Metrics of a point (cell: domain, adaptation):
     right_domain_share           mean weight that the strategy gives the domain's own expert; null where the
                                  domain is told
     first_pass_ms                median of choosing the experts for one prompt; null where none is read
-    second_pass_ms               median of reading one prompt and greedily decoding the answer, adapted
-The question that prompt and classification_expert append to a prompt (see tasks.data.classification_prompt) is
-text that a base trained here has never read, and by default it reaches past the trained length: 120 tokens and
-about 80 of the question against 128. What these two choose is measured under that handicap.
+    second_pass_ms               median of reading one prompt and greedily decoding the answer, adapted;
+                                 always in the factored form U S V' of the feed-forward, which base and lora
+                                 do not need: the latency task has the plain base's times
+The question that prompt and classification_expert append to a prompt (tasks.data.classification_prompt) is
+text that a base trained here has never read, and with the default training it reaches past the trained
+length: 120 tokens and about 80 of the question against 128. These two are measured under that handicap.
 
 Samples: is_correct, answer_log_probability_nats, one an example; first_pass_ms, second_pass_ms.
 
