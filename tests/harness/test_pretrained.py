@@ -151,12 +151,19 @@ EXPERTS = [
     "arch.tasks.adaptation.num_timed_prompts=2",
 ]
 
+#: An architecture's own tasks go with those that `task` names.
+ONE_TASK = [
+    "task=[perplexity]",
+    "tasks.perplexity.context_lengths_tokens=[128]",
+    "tasks.perplexity.num_documents=2",
+]
+
 
 def test_experts_are_trained_on_a_loaded_base(
     quick_command: Command, tiny: list[str], points: Points, checkpoint: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
-    arguments = [*EXPERTS, f"reference.path={checkpoint}", *tiny, "task=[]", f"output={output}"]
+    arguments = [*EXPERTS, f"reference.path={checkpoint}", *tiny, *ONE_TASK, f"output={output}"]
     code, out, err = quick_command(*arguments)
     assert code == 0, err
     # One layer of 16 to 24: an expert has 3 times 16, rank 1 on one matrix 16 + 24.
