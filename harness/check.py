@@ -51,7 +51,12 @@ ARCH_HINTS: dict[str, Any] = {
     "model": dict[str, Any],
 }
 #: What an architecture may have beside.
-PUBLISHED_HINTS: dict[str, Any] = {"published": list[str], "published_model": dict[str, Any]}
+OPTIONAL_ARCH_HINTS: dict[str, Any] = {
+    "published": list[str],
+    "published_model": dict[str, Any],
+    "tasks": dict[str, dict[str, Any]],
+    "expert_training": dict[str, Any] | None,
+}
 POSITIVE_KEYS = ("num_threads", "job_timeout_s")
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -74,7 +79,7 @@ def check_root(config: Mapping[str, Any]) -> None:
     for group in ("arch", "reference"):
         if config.get(group) is not None:
             _require(config[group], list(ARCH_HINTS), group)
-            check_values(config[group], ARCH_HINTS | PUBLISHED_HINTS, group)
+            check_values(config[group], ARCH_HINTS | OPTIONAL_ARCH_HINTS, group)
             if (config[group]["learning_rate"] is None) != config[group].get("is_pretrained", False):
                 shown = _shown(config[group]["learning_rate"])
                 raise ValueError(
@@ -157,6 +162,8 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str)
     container = origin or hint
+    if container is Callable:
+        return False  # a text or a number is nothing to call
     if container is tuple and arguments and arguments[-1] is not Ellipsis:
         return _is_list(value) and len(value) == len(arguments) and all(map(fits, value, arguments))
     if container in (list, tuple, Sequence):
@@ -181,8 +188,11 @@ def describe(hint: Any) -> str:
         return f"a list of {len(arguments)}, each {describe(arguments[0])}"
     if (origin or hint) in (list, tuple, Sequence):
         return "a list" + (f", each item {describe(arguments[0])}" if arguments else "")
+    if (origin or hint) is Callable:
+        return "a mapping with a _target_ to call"
     if (origin or hint) in (dict, Mapping):
-        return "a mapping"
+        is_named = len(arguments) > 1 and arguments[1] is not Any
+        return "a mapping" + (f", each value {describe(arguments[1])}" if is_named else "")
     return getattr(hint, "__name__", str(hint))
 
 

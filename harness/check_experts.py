@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.check import check_call, check_targets
+from harness.check import check_call, check_targets, check_values
 from harness.config_dir import unknown
 from harness.expert_dispatch import DispatchTraining, FewShot
-from harness.expert_training import METHODS
+from harness.expert_training import METHODS, Method
 
 PATH = "arch.expert_training"
 KEYS = ("method", "prompts", *METHODS, "lora", "dispatch", "few_shot")
+HINTS: dict[str, Any] = {key: Method if key == "method" else dict[str, Any] for key in KEYS}
 
 
 def check_experts(arch: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
@@ -29,14 +30,18 @@ def check_experts(arch: Mapping[str, Any], reference: Mapping[str, Any]) -> None
     missing = [key for key in KEYS if key not in experts]
     if missing:
         raise ValueError(f"{PATH} lacks {', '.join(missing)}.")
-    for where, method in ((f"{PATH}.method", experts["method"]), (f"{PATH}.lora.method", _method(experts))):
-        if method not in METHODS:
-            raise ValueError(f"{where}={method!r} must be one of {', '.join(METHODS)}.")
+    check_values(experts, HINTS, PATH)
+    if "method" not in experts["lora"]:
+        raise ValueError(f"{PATH}.lora lacks method.")
+    check_values(experts["lora"], {"method": Method}, f"{PATH}.lora")
+    if "_target_" not in experts["prompts"]:
+        raise ValueError(f"{PATH}.prompts lacks _target_.")
     check_targets({**experts["prompts"], "_partial_": True}, f"{PATH}.prompts")
     lora = {key: value for key, value in experts["lora"].items() if key != "method"}
+    lora_method = experts["lora"]["method"]
     groups: list[tuple[str, type, Mapping[str, Any]]] = [
         *((f"{PATH}.{name}", settings_type, experts[name]) for name, settings_type in METHODS.items()),
-        (f"{PATH}.lora", METHODS[_method(experts)], {**experts[_method(experts)], **lora}),
+        (f"{PATH}.lora", METHODS[lora_method], {**experts[lora_method], **lora}),
         (f"{PATH}.dispatch", DispatchTraining, experts["dispatch"]),
         (f"{PATH}.few_shot", FewShot, experts["few_shot"]),
     ]
@@ -46,7 +51,3 @@ def check_experts(arch: Mapping[str, Any], reference: Mapping[str, Any]) -> None
             settings_type(**values)
         except ValueError as error:
             raise ValueError(f"{path}.{error}.") from None
-
-
-def _method(experts: Mapping[str, Any]) -> Any:
-    return experts["lora"].get("method")

@@ -71,10 +71,10 @@ def check_config(config: Mapping[str, Any]) -> None:
     for rate in [] if config["arch"].get("is_pretrained") else rates:
         training_settings(config, rate)
     check_targets({**train["stream"], "_partial_": True}, "train.stream")  # the corpus is added later
+    if config["arch"].get("expert_training") is not None:  # first: the arch's own tasks may refer to it
+        check_experts(config["arch"], config["reference"])
     for name, task in config["arch"].get("tasks", {}).items():
         check_targets(task, f"arch.tasks.{name}")
-    if config["arch"].get("expert_training") is not None:
-        check_experts(config["arch"], config["reference"])
 
 
 def peak_rate(config: Mapping[str, Any]) -> float:

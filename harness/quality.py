@@ -30,7 +30,8 @@ def run(
     """Trains or loads the spec's model and measures what is not yet measured."""
     config = spec["configs"][0]
     model_config, mismatch = matched_model_config(config)
-    own_tasks = config["arch"].get("tasks", {})  # what only this architecture can be asked
+    # What only this architecture can be asked goes with the chosen tasks: task=[] trains, no more.
+    own_tasks = config["arch"].get("tasks", {}) if config["tasks"] else {}
     tasks = [instantiate(task) for task in [*config["tasks"].values(), *own_tasks.values()]]
     tasks = [task for task in tasks if isinstance(task, Task)]
     if spec["give_up"] is not None:

@@ -14,6 +14,10 @@ from tasks.data.sampling import DocumentSampler
 #: name is a domain of the documents.
 NEEDLE_DOMAIN, ANY_DOMAIN = "needle", "any"
 
+#: What sets the splits' draws apart: without it a step has the same keys and numbers in all of them. 0 and
+#: 1 are those of tasks.data.stream. It stands before the step, for a seed's trailing zeros change nothing.
+SPLIT_CODES = {"train": 2, "validation": 3, "test": 4}
+
 
 class ExpertExamples:
     """step -> prompts (B, prompt_tokens) and answers (B, A), int64 on the CPU, the same ones
@@ -56,7 +60,7 @@ class ExpertExamples:
             )
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, step))
+        rng = np.random.default_rng((self.seed, SPLIT_CODES[self._split.name], step))
         rows = np.stack([self._row(rng) for _ in range(self.batch_size)]).astype(np.int64)
         tokens = torch.from_numpy(rows)
         return tokens[:, : self.prompt_tokens], tokens[:, self.prompt_tokens :]

@@ -78,6 +78,35 @@ MISTAKES = [
 ]
 
 
+#: What is typed beside arch=transformer_squared, and words of the sentence.
+EXPERT_MISTAKES = [
+    ("arch.expert_training.lora=null", "arch.expert_training.lora=null must be a mapping."),
+    ("arch.expert_training.dispatch=null", "arch.expert_training.dispatch=null must be a mapping."),
+    ("arch.expert_training.prompts=null", "arch.expert_training.prompts=null must be a mapping."),
+    ("arch.expert_training.few_shot=null", "arch.expert_training.few_shot=null must be a mapping."),
+    ("arch.expert_training.fine_tuning=null", "arch.expert_training.fine_tuning=null must be a mapping."),
+    (
+        "arch.expert_training.method=[a]",
+        "arch.expert_training.method=['a'] must be one of reinforce, fine_tuning.",
+    ),
+    (
+        "arch.expert_training.lora.method=[a]",
+        "arch.expert_training.lora.method=['a'] must be one of reinforce",
+    ),
+    ("~arch.expert_training.lora.method", "arch.expert_training.lora lacks method."),
+    ("~arch.expert_training.prompts._target_", "arch.expert_training.prompts lacks _target_."),
+    ("arch.tasks=null", "arch.tasks=null must be a mapping, each value a mapping."),
+    (
+        "arch.tasks.adaptation=null",
+        "arch.tasks={'adaptation': None} must be a mapping, each value a mapping.",
+    ),
+    (
+        "arch.tasks.adaptation.prompts=null",
+        "arch.tasks.adaptation.prompts=null must be a mapping with a _target_",
+    ),
+]
+
+
 def assert_one_sentence(result: tuple, words: list[str]) -> None:
     assert result.code == 2, result.err
     errors = [line for line in result.err.splitlines() if not line.startswith("-- ")]
@@ -96,6 +125,15 @@ def test_a_wrong_name_key_or_value(
     kept = [o for o in tiny if o.partition("=")[0] not in keys]
     assert_one_sentence(quick_command(*kept, f"output={tmp_path / 'o'}", *overrides), words)
     assert not list(tmp_path.rglob("*.jsonl")) or "implementation" in overrides[-1]
+
+
+@pytest.mark.parametrize(("override", "words"), EXPERT_MISTAKES, ids=[o for o, _ in EXPERT_MISTAKES])
+def test_a_wrong_setting_of_the_experts(
+    override: str, words: str, quick_command: Command, tiny: list[str], tmp_path: Path
+) -> None:
+    output = f"output={tmp_path / 'o'}"
+    assert_one_sentence(quick_command(*tiny, "arch=transformer_squared", override, output), [words])
+    assert not list(tmp_path.rglob("*.jsonl"))
 
 
 @pytest.mark.parametrize(

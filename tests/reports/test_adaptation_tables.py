@@ -78,6 +78,13 @@ def test_gains_are_over_the_base_and_over_lora(builder: ModuleType, tmp_path: Pa
     ]
 
 
+def test_the_caption_says_what_the_numbers_cannot(builder: ModuleType, tmp_path: Path) -> None:
+    """The base's time is that of the factored form, and the question was never trained on."""
+    caption = adaptation_table(results_of(builder, tmp_path, [adaptation_point("base")])).caption
+    assert "plain base’s times stand in the latency table" in caption
+    assert "past the trained length" in caption
+
+
 def test_intervals_are_paired_and_hold_the_gain(builder: ModuleType, tmp_path: Path) -> None:
     points = [adaptation_point(name) for name in ("expert", "lora", "base")]
     (_, expert, _) = adaptation_table(results_of(builder, tmp_path, points)).rows

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.config import compose_config, instantiate, resolve
 from tasks.adaptation import Adaptation
 from tasks.base import TaskInputs
+from tasks.data.corpus import Corpus
 
 NAMES = ["base", "expert", "lora", "prompt", "few_shot"]
 VOCAB = 5
@@ -96,7 +98,7 @@ def test_every_domain_meets_every_adaptation() -> None:
         ("expert", 1.0, 10, None),
         ("lora", 0.0, 7, None),
         ("prompt", 0.5, 20, 0.5),
-        ("few_shot", 1.0, 22, 1.0),
+        ("few_shot", 1.0, 22, None),
     ],
 )
 def test_an_adaptation_answers_as_it_is_adapted(
@@ -115,6 +117,16 @@ def test_an_adaptation_answers_as_it_is_adapted(
     )
     expected = {(name, "b")} if name in ("prompt", "few_shot") else set()
     assert set(model.calls) == expected and model.attached == ""
+
+
+@pytest.mark.parametrize("domain", ["needle", "any"])
+def test_prompt_and_answer_fit_into_the_length_that_training_ends_on(corpus: Corpus, domain: str) -> None:
+    config = resolve(compose_config(["arch=transformer_squared"]))
+    prompts = config["arch"]["expert_training"]["prompts"]
+    assert config["arch"]["tasks"]["adaptation"]["prompts"] == prompts
+    parts = instantiate(prompts)(split=corpus.test, domain=domain)(0)
+    trained = config["train"]["stream"]["curriculum"][-1]["sequence_tokens"]
+    assert 100 < sum(part.shape[1] for part in parts) <= trained
 
 
 def test_lora_is_attached_for_its_own_cells_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,17 @@ def test_expert_examples_give_prompts_and_right_answers(corpus: Corpus, domain: 
         else:
             names = [i for i, name in enumerate(corpus.train.domains) if domain in (name, "any")]
             assert any(text in corpus.tokenizer.decode(corpus.train.document(i)) for i in names)
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_no_two_splits_ask_for_the_same_numbers(corpus: Corpus, step: int) -> None:
+    """What is chosen on validation prompts and measured on test prompts was never the training's answer."""
+    splits = (corpus.train, corpus.validation, corpus.test)
+    make = partial(ExpertExamples, domain="needle", batch_size=16, prompt_tokens=100)
+    rows = [{tuple(row) for row in make(split=split)(step)[1].tolist()} for split in splits]
+    assert all(len(row) > 12 for row in rows)
+    for index, row in enumerate(rows):
+        assert len(row & rows[index - 1]) <= 1, "of 10,000 numbers, two draws of 16 share hardly one"
 
 
 def test_expert_examples_of_an_unknown_domain_are_refused(corpus: Corpus) -> None:
