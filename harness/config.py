@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from archs.base import SequenceModel
 from harness.check import check_call, check_root, check_targets, check_values
 from harness.check_experts import check_experts
-from harness.config_dir import CONFIG_DIR, register_resolvers
+from harness.config_dir import CONFIG_DIR, check_model_overrides, register_resolvers
 from harness.config_dir import resolve as resolve
 from harness.record import content_hash
 from harness.train import Training
@@ -32,13 +32,16 @@ def compose_config(overrides: list[str], config_dir: str | None = None) -> DictC
     """The configuration that the command line `python -m harness *overrides` composes.
 
     config_dir: a further folder of YAML files, as --config-dir gives.
+    Raises ValueError where an override of a model changes nothing; see check_model_overrides.
     """
     register_resolvers()
     GlobalHydra.instance().clear()
     if config_dir is not None:
         overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return compose("config", overrides)
+        config = compose("config", overrides)
+    check_model_overrides(config, overrides)
+    return config
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -50,6 +50,32 @@ def test_every_published_size_of_the_configuration_is_checked_above() -> None:
     assert named == set(PUBLISHED)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["arch=mamba", "size=130m", "arch.model.num_layers=4"], "arch.published_model.num_layers"),
+        (["arch=mamba2", "size=125m", "++arch.model.mixers=[]"], "arch.published_model.mixers"),
+        (["arch=mamba", "size=130m", "~arch.model.d_ff"], "arch.published_model.d_ff"),
+        (["arch@reference=mamba", "size=130m", "reference.model.d_ff=8"], "reference.published_model.d_ff"),
+        (["arch=mamba", "arch.published_model.num_layers=4"], "arch.model.num_layers"),
+    ],
+)
+def test_an_override_of_the_model_that_the_size_leaves_out_is_an_error(
+    overrides: list[str], words: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"changes nothing at size=.*; set {words} instead"):
+        compose_resolved(*overrides)
+
+
+def test_an_override_of_the_model_that_the_size_takes_holds() -> None:
+    for overrides, num_layers in (
+        (("arch=mamba", "size=130m", "arch.published_model.num_layers=3"), 3),
+        (("arch=mamba", "size=tiny", "arch.model.num_layers=5"), 5),
+        (("arch=ttt_mlp", "size=125m", "arch.model.num_layers=6"), 6),
+    ):
+        assert compose_resolved(*overrides)["arch"]["model"]["num_layers"] == num_layers
+
+
 @pytest.mark.parametrize("arch", ["mamba", "mamba2"])
 @pytest.mark.parametrize("size", ["130m", "125m"])
 def test_the_layer_starts_as_published_at_every_size_of_a_paper(arch: str, size: str) -> None:
