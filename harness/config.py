@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from archs.base import SequenceModel
 from harness.check import check_call, check_root, check_targets, check_values
 from harness.check_experts import check_experts
-from harness.config_dir import CONFIG_DIR, register_resolvers
+from harness.config_dir import CONFIG_DIR, check_model_overrides, register_resolvers
 from harness.config_dir import resolve as resolve
 from harness.record import content_hash
 from harness.train import Training
@@ -32,13 +32,16 @@ def compose_config(overrides: list[str], config_dir: str | None = None) -> DictC
     """The configuration that the command line `python -m harness *overrides` composes.
 
     config_dir: a further folder of YAML files, as --config-dir gives.
+    Raises ValueError where an override of a model changes nothing; see check_model_overrides.
     """
     register_resolvers()
     GlobalHydra.instance().clear()
     if config_dir is not None:
         overrides = [*overrides, f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        return compose("config", overrides)
+        config = compose("config", overrides)
+    check_model_overrides(config, overrides)
+    return config
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -109,18 +112,17 @@ def instantiate(node: Mapping[str, Any]) -> Any:
 
 def matched_model_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], float | None]:
     """The model's configuration after `match`, and the remaining relative mismatch in parameters
-    against the reference (None for the reference itself, a published model, and with match=none).
+    against the reference (None for the reference itself, and with match=none).
 
     An architecture's `match` names the key whose value is solved (`d_ff` or `d_model`) and the
-    step it moves in; one without it is compared as it is, and `mismatch_text` says what it is over.
-    At a size that its `published` names, an architecture is that published model, and nothing is solved.
+    step it moves in; one without it, and a published model, are compared as they are, and `mismatch_text`
+    says how far off they are.
     Raises ValueError where no value of the key comes within MATCH_TOLERANCE."""
     model_config, rule = dict(config["arch"]["model"]), config["arch"]["match"]
-    is_published = config["size"]["name"] in config["arch"].get("published", ())
-    if config["match"] == "none" or is_published or model_config == config["reference"]["model"]:
+    if config["match"] == "none" or model_config == config["reference"]["model"]:
         return model_config, None
     target = build_model(config["reference"]["model"], "meta").num_parameters
-    if rule is None:
+    if rule is None or is_published(config):
         return model_config, build_model(model_config, "meta").num_parameters / target - 1
 
     def count(value: int) -> int:
@@ -137,10 +139,18 @@ def matched_model_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], flo
     return {**model_config, rule["key"]: value}, mismatch
 
 
-def mismatch_text(mismatch: float) -> str:
-    """The mismatch in words. Beyond MATCH_TOLERANCE it is that of an architecture whose `match` is null:
-    Transformer², say, has its experts beside the base's widths by design."""
+def is_published(config: Mapping[str, Any]) -> bool:
+    """Whether the size is one that the architecture's `published` names: it is that published model there,
+    and no width of it is solved."""
+    return config["size"]["name"] in config["arch"].get("published", ())
+
+
+def mismatch_text(mismatch: float, *, is_published: bool = False) -> str:
+    """The mismatch in words. Beyond MATCH_TOLERANCE it is that of a published model, or of an architecture
+    whose `match` is null: Transformer², say, has its experts beside the base's widths by design."""
     text = f"parameters {mismatch:+.2%} against the reference"
+    if is_published:
+        return f"{text}; published as it is, and nothing is matched."
     if abs(mismatch) <= MATCH_TOLERANCE:
         return f"{text}."
     return f"{text}; more than {MATCH_TOLERANCE:.0%}, and left so, for arch.match is null."

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
+
+#: The groups of the configuration that have a `model`.
+MODEL_GROUPS = ("arch", "reference")
 
 
 def register_resolvers() -> None:
@@ -41,12 +45,35 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(value, dict)
     resolved = {"tasks": {}} | {str(key): item for key, item in value.items()}
-    is_published = (resolved.get("size") or {}).get("is_published", False)
-    for group in ("arch", "reference"):
+    for group in MODEL_GROUPS:
+        is_replaced = _is_replaced(resolved, group)
         published = (resolved.get(group) or {}).pop("published_model", None)
-        if is_published and published is not None:
+        if is_replaced:
             resolved[group]["model"] = published
     return resolved
+
+
+def check_model_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raises ValueError where one of `overrides` (the command line's `key=value`) changes the one of `model`
+    and `published_model` that `resolve` leaves out at this size, and so would change nothing."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, _, rest = override.key_or_group.partition(".")
+        key, _, path = rest.partition(".")
+        if group not in MODEL_GROUPS or key not in ("model", "published_model"):
+            continue
+        used = "published_model" if _is_replaced(config, group) else "model"
+        if key != used:
+            name = ".".join([group, used, *([path] if path else [])])
+            raise ValueError(
+                f"{override.input_line} changes nothing at size={config['size']['name']}, where the model of "
+                f"{group}={config[group]['name']} is {group}.{used}; set {name} instead."
+            )
+
+
+def _is_replaced(config: Mapping[str, Any], group: str) -> bool:
+    """Whether the group's `published_model` stands in place of its `model` at this size."""
+    has_one = (config.get(group) or {}).get("published_model") is not None
+    return has_one and bool((config.get("size") or {}).get("is_published", False))
 
 
 def options(group: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from archs.base import SequenceModel, resolve_implementations
-from harness.config import build_model, instantiate, matched_model_config, mismatch_text
+from harness.config import build_model, instantiate, is_published, matched_model_config, mismatch_text
 from harness.cost import card, meta_model
 from harness.logbook import Logbook
 from harness.measure import outcome
@@ -95,7 +95,7 @@ def _obtain_model(
     """The trained model, from its checkpoint where there is one, or why there is none."""
     config = job.config
     if mismatch is not None:
-        print(f"{config['arch']['name']}: {mismatch_text(mismatch)}")
+        print(f"{config['arch']['name']}: {mismatch_text(mismatch, is_published=is_published(config))}")
     torch.manual_seed(config["seed"])
     model = build_model(model_config).to(job.device)
     resolve_implementations(model, job.device)  # one that cannot run here is a mistake of the user's

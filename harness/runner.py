@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from harness import jobs
 from harness.check import check_root
-from harness.config_dir import resolve
+from harness.config_dir import check_model_overrides, resolve
 from harness.record import Point, content_hash
 
 #: Where and how a job runs; what it measures does not depend on them, but for times on num_threads.
@@ -26,6 +26,7 @@ def run(config: DictConfig) -> list[Point]:
     With an architecture: training and the quality tasks, and, unless the sweep has a latency job of
     its own, the architecture's latency. Without one: the latency of the `interleave` list.
     """
+    check_model_overrides(config, HydraConfig.get().overrides.task)
     resolved = plain(config)
     check_root(resolved)
     output = Path(resolved["output"])

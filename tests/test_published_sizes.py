@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from harness.config import MATCH_TOLERANCE, build_model, check_config, matched_model_config
+from harness.config import (
+    MATCH_TOLERANCE,
+    build_model,
+    check_config,
+    is_published,
+    matched_model_config,
+    mismatch_text,
+)
 from harness.cost import main, meta_model
 from tests.conftest import TRAINED, compose_resolved
 
@@ -38,15 +45,59 @@ compose = functools.cache(compose_resolved)
 
 @pytest.mark.parametrize(("arch", "size"), PUBLISHED)
 def test_a_published_model_has_the_published_parameters(arch: str, size: str) -> None:
-    model, mismatch = meta_model(compose(f"arch={arch}", f"size={size}"))
-    assert model.num_parameters == PUBLISHED[arch, size] and mismatch is None
+    config = compose(f"arch={arch}", f"size={size}")
+    model, mismatch = meta_model(config)
+    reference = build_model(config["reference"]["model"], "meta").num_parameters
+    assert model.num_parameters == PUBLISHED[arch, size] and is_published(config)
+    assert mismatch == pytest.approx(PUBLISHED[arch, size] / reference - 1, abs=1e-12)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_published_model_says_how_far_it_is_from_the_transformer() -> None:
+    """What is never matched may be beyond the tolerance, and the records have to show it."""
+    config = compose("arch=ttt_mlp", "size=125m")
+    mismatch = matched_model_config(config)[1]
+    assert mismatch == pytest.approx(0.046, abs=5e-4) and mismatch > MATCH_TOLERANCE
+    text = mismatch_text(mismatch, is_published=is_published(config))
+    assert (
+        text
+        == f"parameters {mismatch:+.2%} against the reference; published as it is, and nothing is matched."
+    )
+    itself = compose("arch=mamba", "arch@reference=mamba", "size=130m")
+    assert matched_model_config(itself)[1] is None
+    assert matched_model_config(compose("arch=mamba", "size=130m", "match=none"))[1] is None
 
 
 def test_every_published_size_of_the_configuration_is_checked_above() -> None:
     sizes = {arch: compose(f"arch={arch}")["arch"].get("published", ()) for arch in TRAINED}
     named = {(arch, size) for arch in TRAINED for size in sizes[arch]}
     assert named == set(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["arch=mamba", "size=130m", "arch.model.num_layers=4"], "arch.published_model.num_layers"),
+        (["arch=mamba2", "size=125m", "++arch.model.mixers=[]"], "arch.published_model.mixers"),
+        (["arch=mamba", "size=130m", "~arch.model.d_ff"], "arch.published_model.d_ff"),
+        (["arch@reference=mamba", "size=130m", "reference.model.d_ff=8"], "reference.published_model.d_ff"),
+        (["arch=mamba", "arch.published_model.num_layers=4"], "arch.model.num_layers"),
+    ],
+)
+def test_an_override_of_the_model_that_the_size_leaves_out_is_an_error(
+    overrides: list[str], words: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"changes nothing at size=.*; set {words} instead"):
+        compose_resolved(*overrides)
+
+
+def test_an_override_of_the_model_that_the_size_takes_holds() -> None:
+    for overrides, num_layers in (
+        (("arch=mamba", "size=130m", "arch.published_model.num_layers=3"), 3),
+        (("arch=mamba", "size=tiny", "arch.model.num_layers=5"), 5),
+        (("arch=ttt_mlp", "size=125m", "arch.model.num_layers=6"), 6),
+    ):
+        assert compose_resolved(*overrides)["arch"]["model"]["num_layers"] == num_layers
 
 
 @pytest.mark.parametrize("arch", ["mamba", "mamba2"])

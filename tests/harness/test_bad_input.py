@@ -40,6 +40,13 @@ MISTAKES = [
     (["dtype=float16"], ["dtype='float16' must be one of float32, bfloat16."]),
     (["match=foo"], ["match='foo' must be one of parameters, none."]),
     (["num_threads=0"], ["num_threads=0 must be positive."]),
+    (
+        ["arch=mamba", "size=130m", "arch.model.num_layers=4"],
+        [
+            "arch.model.num_layers=4 changes nothing at size=130m",
+            "set arch.published_model.num_layers instead.",
+        ],
+    ),
     (["job_timeout_s=-1"], ["job_timeout_s=-1 must be positive."]),
     (["size.num_layers=0"], ["size.num_layers=0 must be positive."]),
     # From here on the worker finds it.
