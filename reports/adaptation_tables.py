@@ -25,7 +25,8 @@ NAMES = {
 #: What a gain is over, each with its name.
 RIVALS = {"base": "base", "lora": "LoRA"}
 
-Values = Mapping[int, Sequence[float]]
+#: Seed -> one value a prompt, None where there is none.
+Values = Mapping[int, Sequence[float | None]]
 
 
 def has_experts(results: Results) -> bool:
@@ -36,15 +37,26 @@ def has_experts(results: Results) -> bool:
 
 def adaptation_table(results: Results) -> Table | None:
     """One row an architecture, domain and adaptation, seeds pooled; None where none was measured."""
-    rows = []
+    rows, placements, has_seeds = [], dict[str, None](), False
     for series in results.series:
         points = [point for point in results.of("adaptation") if (point.arch, point.size) == series.key]
         domains = dict.fromkeys(str(point.cell.get("domain")) for point in points)
         for domain in domains:
             own = [point for point in points if point.cell.get("domain") == domain]
             rows += _rows(series, domain, own)
+        trained = results.samples(series, "train") if points else []
+        placements |= dict.fromkeys(
+            str(p.details["lora_placement"]) for p in trained if "lora_placement" in p.details
+        )
+        has_seeds |= len({point.seed for point in points if point.status == "ok"}) > 1
     if not rows:
         return None
+    notes = [f" {placement}." for placement in placements]
+    if has_seeds:
+        notes.append(
+            " Prompts of all seeds are pooled as if each were drawn on its own: the intervals leave out that "
+            "models of different seeds differ."
+        )
     return Table(
         name="adaptation",
         caption="Held-out prompts of each domain. Greedy is the share of answers that greedy decoding gives "
@@ -57,7 +69,8 @@ def adaptation_table(results: Results) -> Table | None:
         "and of LoRA too, are of the model whose feed-forward matrices are factored for the experts, which "
         "base and LoRA do not need: the plain base’s times stand in the latency table. The question that "
         "the strategies “prompt” and “classification expert” append to a prompt occurs in no training text "
-        "of a base that is trained here, and with the default training it reaches past the trained length.",
+        "of a base that is trained here, and with the default training it reaches past the trained length."
+        + "".join(notes),
         columns=[
             Column(title="Architecture", is_numeric=False),
             Column(title="Domain", is_numeric=False),
@@ -107,20 +120,25 @@ def _exact(points: list[Point]) -> Values:
 def _sampled(points: list[Point]) -> Values:
     """Seed -> the probability of the right answer, one a prompt."""
     return {
-        p.seed: [math.exp(value) for value in _numbers(p, "answer_log_probability_nats")]
+        p.seed: [
+            None if value is None else math.exp(value) for value in _numbers(p, "answer_log_probability_nats")
+        ]
         for p in points
         if p.status == "ok"
     }
 
 
-def _numbers(point: Point, name: str) -> list[float]:
+def _numbers(point: Point, name: str) -> list[float | None]:
+    """One entry a prompt, None where there is no number: its place is what pairs it with a rival's."""
     values = point.samples.get(name)
-    return [float(value) for value in values if is_number(value)] if isinstance(values, list) else []
+    if not isinstance(values, list):
+        return []
+    return [float(value) if is_number(value) else None for value in values]
 
 
 def _share(values: Values, status: str | None, *, is_count: bool) -> Cell:
     """The mean over all prompts; of ones and zeros with its Wilson interval."""
-    pooled = [value for numbers in values.values() for value in numbers]
+    pooled = [value for numbers in values.values() for value in numbers if value is not None]
     if not pooled:
         return failed_cell(status)
     note = ""
@@ -133,10 +151,11 @@ def _share(values: Values, status: str | None, *, is_count: bool) -> Cell:
 def _gain(values: Values, others: Values, *, is_same: bool) -> Cell:
     """The mean difference on the prompts of the seeds that both have; a dash for a rival over itself."""
     pairs = [
-        pair
+        (own, other)
         for seed, numbers in values.items()
         if len(numbers) == len(others.get(seed, ()))
-        for pair in zip(numbers, others[seed], strict=True)
+        for own, other in zip(numbers, others[seed], strict=True)
+        if own is not None and other is not None
     ]
     if is_same or not pairs:
         return Cell(text=MISSING)

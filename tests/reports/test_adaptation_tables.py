@@ -103,6 +103,41 @@ def test_seeds_are_pooled_prompt_by_prompt(builder: ModuleType, tmp_path: Path) 
     assert rows[1][4].text == "+20.00" and rows[1][5].text == "–", "no LoRA was measured"
 
 
+def test_prompts_without_a_number_leave_as_pairs(builder: ModuleType, tmp_path: Path) -> None:
+    """Right at the same 40 prompts: a gain of none, whichever prompt either lacks."""
+    points = [adaptation_point("expert"), adaptation_point("expert")]
+    points[1].cell["adaptation"] = "base"
+    for point, index in zip(points, (10, 90), strict=True):
+        for values in point.samples.values():
+            values[index] = None
+    base, expert = adaptation_table(results_of(builder, tmp_path, points)).rows
+    assert expert[3].note.endswith("of 99") and base[3].note.endswith("of 99")
+    for column in (4, 7):
+        assert (expert[column].text, expert[column].note) == ("+0.00", "[+0.00, +0.00]")
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_the_caption_names_what_the_intervals_leave_out(
+    builder: ModuleType, tmp_path: Path, seeds: tuple[int, ...]
+) -> None:
+    points = [adaptation_point(name, seed) for seed in seeds for name in ("base", "expert")]
+    caption = adaptation_table(results_of(builder, tmp_path, points, seeds=seeds)).caption
+    assert ("models of different seeds differ" in caption) == (len(seeds) > 1)
+
+
+def test_the_caption_says_where_lora_stands(builder: ModuleType, tmp_path: Path) -> None:
+    placement = "LoRA of rank 1 on 1 of 6 feed-forward matrices, 320 parameters"
+
+    def placed(point: Point) -> Point:
+        if point.task == "train" and point.arch == "transformer_squared":
+            point.details["lora_placement"] = placement
+        return point
+
+    builder.write_experiment(tmp_path, archs=ARCHS, change=placed)
+    append(tmp_path / "records" / "transformer_squared-tiny-seed0.jsonl", adaptation_point("base"))
+    assert f" {placement}." in adaptation_table(load([tmp_path])).caption
+
+
 def test_a_failed_cell_says_so(builder: ModuleType, tmp_path: Path) -> None:
     failed = adaptation_point("expert", status="oom", reason="too big", metrics={}, samples={})
     rows = texts(adaptation_table(results_of(builder, tmp_path, [adaptation_point("base"), failed])))
