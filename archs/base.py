@@ -97,6 +97,10 @@ class SequenceModel(nn.Module, ABC):
     #: True where the state depends on `dispatch` or `select_domain` (Transformer²).
     is_adaptive: bool = False
 
+    #: True where a prompt must come in one call of `prefill` to be read as fast as the model can: a timing
+    #: in chunks would measure our adapter (recurrent models of transformers).
+    reads_whole_prompts: bool = False
+
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) -> logits (B, T, V); differentiable, for scoring."""

@@ -37,7 +37,7 @@ class HuggingFaceModel(SequenceModel):
     the start, where transformers copies them to append; and a window's keys and values lie in room of their
     own, where transformers keeps a view of the whole call's. A model with recurrent layers continues one
     token at a time, since these read several tokens at once from an empty state only: prefill in chunks is
-    slow for it, whole prompts are not.
+    slow for it, whole prompts are not, and `reads_whole_prompts` says so to who times it.
 
     `loss` makes all logits at once, unlike the contract: heads differ (scales, caps), so the model itself
     must apply its own; it is for scoring, nothing is trained here.
@@ -55,6 +55,7 @@ class HuggingFaceModel(SequenceModel):
         self._keeps_logits = "logits_to_keep" in arguments
         self._layouts: dict[tuple[torch.dtype, torch.device], tuple[Any, ...]] = {}
         attends = any(layout.key_shape is not None for layout in self._layout())
+        self.reads_whole_prompts = any(layout.recurrent or layout.convolutions for layout in self._layout())
         self.operation = ATTENTION if attends else None
         if attends and implementation == "auto":
             implementation = "sdpa" if getattr(model, "_supports_sdpa", False) else "plain"
@@ -96,8 +97,7 @@ class HuggingFaceModel(SequenceModel):
         num_tokens = tokens.shape[1]
         check_prefill(num_tokens, num_logits)
         self._check_room(state, num_tokens)
-        is_recurrent = any(layout.recurrent or layout.convolutions for layout in self._layout())
-        if not state.num_tokens or num_tokens == 1 or not is_recurrent:
+        if not state.num_tokens or num_tokens == 1 or not self.reads_whole_prompts:
             return self._read(tokens, state, num_logits)
         outputs = []
         for token in tokens.unbind(1):

@@ -1,9 +1,10 @@
 """Our plain PyTorch against public implementations: `python -m harness.peers`, on a CPU, prefill at batch 1.
 
 Where a peer computes the same function, it is given the same weights, and both must answer alike before
-anything is timed; where it does not, the line says what is alike and what is not. Then both run in turn,
-round by round, and a line's speed is the peer's time over ours in the same round: the median, and the
-quartiles beside it. Needs the extra `peers`. Pin it to the cores that it shall have, as with taskset -c 2,3.
+anything is timed; where it does not, the line says what is alike and what is not. Where the peer has no fast
+form on a CPU, the line says so. Then both run in turn, round by round, and a line's speed is the peer's time
+over ours in the same round: the median, and the quartiles beside it. Needs the extra `peers`. Pin it to the
+cores that it shall have, as with taskset -c 2,3.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Line:
     package:       what the peer is in. peer: its name.
     minimum_speed: what we hold ourselves to, the peer's time over ours.
     difference:    what is not alike, or None where the outputs must agree.
+    note:          what a reader of the speed must know of the peer, beside.
     """
 
     make: Callable[[int], tuple[Call, Call]]
@@ -51,6 +53,7 @@ class Line:
     peer: str
     minimum_speed: float
     difference: str | None = None
+    note: str | None = None
 
 
 def _prefill(model: SequenceModel, tokens: Tensor) -> Call:
@@ -143,12 +146,26 @@ def _titans(num_tokens: int) -> tuple[Call, Call]:
 
 TTT_DIFFERENCE = "another layer: alike are the width, 2 layers, 4 heads and the feed-forward"
 TITANS_DIFFERENCE = (
-    "another update: alike are the width, heads, the network's matrices, the chunk, momentum and decay; the "
-    "peer's network has a norm and a residual, and its output is projected"
+    "another update: alike are the width, heads, the network's matrices, the chunk's tokens, and that there "
+    "are momentum and decay; the peer takes the gradients of all chunks at once, at the starting weights, "
+    "where ours takes a chunk's at the weights that the chunk before left; it has one decay and one momentum "
+    "a chunk, where ours has one a token; its loss is the mean over a value's entries, ours the sum; it "
+    "holds the weights after every chunk at once; its network has a norm and a residual, and its output is "
+    "projected"
+)
+MAMBA_NOTE = (
+    "on a CPU the peer's scan is transformers' loop in Python over the tokens, what it falls back to without "
+    "mamba-ssm's GPU kernels, so this is no comparison with those"
 )
 
 LINES = {
-    "mamba": Line(make=_mamba, package="transformers", peer="MambaForCausalLM", minimum_speed=4.0),
+    "mamba": Line(
+        make=_mamba,
+        package="transformers",
+        peer="MambaForCausalLM",
+        minimum_speed=4.0,
+        note=MAMBA_NOTE,
+    ),
     "mamba2": Line(make=_mamba2, package="transformers", peer="Mamba2ForCausalLM", minimum_speed=1.3),
     "transformer": Line(
         make=_transformer, package="transformers", peer="LlamaForCausalLM", minimum_speed=1.0
@@ -179,8 +196,9 @@ LINES = {
 
 @torch.no_grad()
 def compare(name: str, num_tokens: int, num_rounds: int) -> dict[str, Any]:
-    """Runs one line. Returns speed with its quartiles, times_ms of both, and largest_difference, null where
-    the outputs are not comparable. Raises ValueError where they are and differ by more than rounding."""
+    """Runs one line. Returns speed with its quartiles, times_ms of both, largest_difference, null where the
+    outputs are not comparable, and the line's difference and note. Raises ValueError where the outputs are
+    comparable and differ by more than rounding."""
     line = LINES[name]
     ours, peer = line.make(num_tokens)
     difference = (ours() - peer()).abs().max().item()  # warms both up, too
@@ -205,19 +223,22 @@ def compare(name: str, num_tokens: int, num_rounds: int) -> dict[str, Any]:
         "our_ms": our_ms,
         "peer_ms": peer_ms,
         "largest_difference": difference if line.difference is None else None,
+        "difference": line.difference,
+        "note": line.note,
     }
 
 
 def _text(result: dict[str, Any]) -> str:
     low, high = result["speed_quartiles"]
-    difference = LINES[result["line"]].difference
-    parity = difference or f"same weights, logits agree to {result['largest_difference']:.1g}"
+    line = LINES[result["line"]]
+    parity = line.difference or f"same weights, logits agree to {result['largest_difference']:.1g}"
     holds = "" if result["speed"] >= result["minimum_speed"] else ", MISSED"
     our_ms, peer_ms = (percentile(result[key], 0.5) for key in ("our_ms", "peer_ms"))
     return (
         f"{result['line']}: {result['speed']:.2f} times as fast as {result['peer']} "
         f"(quartiles {low:.2f} to {high:.2f}; asked {result['minimum_speed']:.2f}{holds}), "
         f"{our_ms:.0f} ms against {peer_ms:.0f} ms; {parity}"
+        f"{'' if line.note is None else f'; {line.note}'}"
     )
 
 

@@ -38,7 +38,8 @@ class Latency:
     max_cell_s:         a model whose first call takes longer than this is recorded as a timeout at
                         that cell and at longer contexts of the phase and batch; a prefill's
                         counts for decode, which needs it.
-    chunk_tokens:       prefill is fed in chunks of this many tokens, so that activations stay bounded.
+    chunk_tokens:       prefill is fed in chunks of this many tokens, so that activations stay bounded; a
+                        model that `reads_whole_prompts` gets its prompt in one call, however long.
     """
 
     name = "latency"
@@ -208,7 +209,8 @@ class _Probe:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.dispatch_ms.append((time.perf_counter_ns() - started) / 1e6)
-        for chunk in self.tokens.split(self.task.chunk_tokens, dim=1):
+        chunk_tokens = room if self.model.reads_whole_prompts else self.task.chunk_tokens
+        for chunk in self.tokens.split(chunk_tokens, dim=1):
             _, state = self.model.prefill(chunk, state, num_logits=1)
         return state
 

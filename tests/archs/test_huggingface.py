@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from archs.base import clone_state, state_bytes, state_tensors
 from archs.huggingface_checkpoint import huggingface_model
 from archs.pretrained import load_pretrained
+from tasks.base import Measurement
+from tasks.latency import Latency
 
 transformers = pytest.importorskip("transformers", reason="needs the extra `huggingface`")
 
@@ -96,6 +98,30 @@ def test_any_chunking_gives_what_transformers_gives(name: str, folder: Callable[
         assert torch.equal(model(tokens), expected)
     for sizes in ([NUM_TOKENS], [1, 20, 24], [7, 16, 1, 17], []):
         torch.testing.assert_close(run_chunks(model, tokens, sizes), expected, rtol=0, atol=TOLERANCE[name])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_long_prompt_is_timed_as_transformers_reads_it(name: str, folder: Callable[[str], Path]) -> None:
+    """Beyond latency's chunk_tokens too: in one call, where a second one would go token by token."""
+    model, widths = load(folder(name)), []
+    model.model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: widths.append(inputs[0].shape[1])
+    )
+    task = Latency(
+        context_lengths_tokens=[NUM_TOKENS],
+        batch_sizes=[1],
+        num_samples=1,
+        num_decode_steps=1,
+        max_cell_s=60,
+        chunk_tokens=32,
+    )
+    cell = {"phase": "prefill", "context_tokens": NUM_TOKENS, "batch_size": 1}
+    ((_, result),) = task.measure_interleaved({name: model}, cell, torch.device("cpu"))
+    assert isinstance(result, Measurement)
+    is_recurrent = name in ("mamba", "hybrid")
+    assert model.reads_whole_prompts == is_recurrent
+    one_prefill = [NUM_TOKENS] if is_recurrent else [32, NUM_TOKENS - 32]
+    assert widths == 3 * one_prefill, "first call, warm-up, sample"
 
 
 @pytest.mark.parametrize("name", MODELS)

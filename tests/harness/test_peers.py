@@ -37,6 +37,31 @@ def test_every_line_runs_and_keeps_its_times(capsys: pytest.CaptureFixture[str])
     assert code == int(any(r["speed"] < r["minimum_speed"] for r in values["results"]))
 
 
+def test_what_is_not_alike_and_what_the_peer_lacks_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for the models: the lines' words reach the terminal and the JSON."""
+    calls = (lambda: torch.zeros(3), lambda: torch.zeros(3))
+    for name in ("mamba", "titans_memory"):
+        fields = {**vars(peers.LINES[name]), "make": lambda num_tokens: calls, "package": "torch"}
+        monkeypatch.setitem(peers.LINES, name, peers.Line(**fields))
+    peers.main(["mamba", "titans_memory", "--rounds", "1", "--threads", "1"])
+    mamba, titans, last = capsys.readouterr().out.splitlines()
+    assert "same weights" in mamba and "loop in Python over the tokens" in mamba
+    assert "same weights" not in titans
+    for words in (
+        "gradients of all chunks at once, at the starting weights",
+        "one decay and one momentum a chunk",
+        "its loss is the mean over a value's entries",
+        "the weights after every chunk at once",
+    ):
+        assert words in titans
+    results = {result["line"]: result for result in json.loads(last)["results"]}
+    assert results["mamba"]["note"] in mamba and results["mamba"]["largest_difference"] == 0
+    assert results["titans_memory"]["difference"] in titans
+    assert results["titans_memory"]["largest_difference"] is None
+
+
 def test_what_differs_is_not_timed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,14 @@ def test_a_long_prompt_is_fed_in_chunks() -> None:
     assert model.chunks[:3] == [3, 3, 2]
 
 
+@pytest.mark.parametrize("cell", [PREFILL, DECODE], ids=["prefill", "decode"])
+def test_a_model_that_reads_whole_prompts_gets_them_whole(cell: dict[str, Any]) -> None:
+    model = Recorder("a", [])
+    model.reads_whole_prompts = True
+    run(new_task(chunk_tokens=3), {"a": model}, cell)
+    assert model.chunks and set(model.chunks) == {8}
+
+
 def test_running_out_of_memory_is_that_models_alone() -> None:
     def fail(num_calls: int) -> None:
         if num_calls == 4:  # in the second sample
