@@ -16,8 +16,6 @@ ARCHITECTURES = list(CONFIG["interleave"])
 CONFIGS = {arch: compose_config([f"arch={arch}"]) for arch in ARCHITECTURES}
 #: "90% or more on the needle at trained lengths", for what has a short convolution.
 RECALL = 0.9
-#: Below it so far, as the README says. Strictly: one that gets there fails its test until it is taken out.
-NOT_YET = ("mamba", "titans_lmm", "titans_mac", "titans_mag")
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +42,7 @@ def test_the_learning_rate_is_the_published_searchs_best(arch: str, results: Res
     assert train.metrics["learning_rate"] == best
 
 
-@pytest.mark.parametrize(
-    "arch",
-    [
-        pytest.param(
-            arch,
-            marks=pytest.mark.xfail(strict=True, reason="not reached, see README") if arch in NOT_YET else (),
-        )
-        for arch in ARCHITECTURES
-        if CONFIGS[arch]["arch"]["has_short_convolution"]
-    ],
-)
+@pytest.mark.parametrize("arch", [a for a in ARCHITECTURES if CONFIGS[a]["arch"]["has_short_convolution"]])
 def test_short_convolutions_recall_at_trained_lengths(arch: str, results: Results) -> None:
     lengths: dict[int, list[float]] = {}
     for point in results.ok("needle"):
