@@ -51,10 +51,19 @@ def workers_of(output: Path) -> list[int]:
     return found
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """Tests that a shell started in the background ignore SIGINT, and so would what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the worker in /proc")
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on_where_it_was(
     sign: signal.Signals,
+    heeds_interrupts: None,
     start: Callable[..., subprocess.Popen[str]],
     tiny: list[str],
     points: Callable[..., list[Point]],
