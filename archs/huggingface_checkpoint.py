@@ -71,9 +71,8 @@ def _load(folder: Path, values: Mapping[str, Any]) -> nn.Module:
     auto = transformers.AutoModelForCausalLM
     if torch.get_default_device().type == "meta":
         model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        if hasattr(
-            config, "num_experts_per_tok"
-        ):  # of the forms a mixture has, the one that counts no tokens
+        # Of the forms that a mixture of experts has, the one that counts no tokens works without data.
+        if hasattr(config, "num_experts_per_tok"):
             model.set_experts_implementation("batched_mm")
         return model
     model, found = auto.from_pretrained(

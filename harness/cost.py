@@ -14,7 +14,14 @@ import torch
 
 from archs.base import Flops, SequenceModel
 from harness.check import check_root
-from harness.config import build_model, compose_config, matched_model_config, resolve
+from harness.config import (
+    build_model,
+    compose_config,
+    is_published,
+    matched_model_config,
+    mismatch_text,
+    resolve,
+)
 from harness.errors import sentence
 
 #: 1k to 1M tokens.
@@ -46,15 +53,15 @@ def meta_model(config: Mapping[str, Any]) -> tuple[SequenceModel, float | None]:
     return build_model(model_config, "meta").to(getattr(torch, config["dtype"])), mismatch
 
 
-def table(name: str, values: Mapping[str, Any], mismatch: float | None) -> str:
-    """The card for people."""
+def table(name: str, values: Mapping[str, Any], mismatch: str) -> str:
+    """The card for people. mismatch: in words, empty where there is nothing to compare with."""
     dispatch = values.get("dispatch_flops_per_token")
     heading = f"{'context':>9}  {'state bytes':>15}  {'prefill FLOPs/token':>20}  {'decode FLOPs/token':>19}"
     if dispatch is not None:
         heading += f"  {'dispatch FLOPs/token':>21}"
     lines = [
         f"{name}: {values['num_parameters']:,} parameters, {values['dtype']}, batch 1",
-        "" if mismatch is None else f"parameters against the reference: {mismatch:+.2%}",
+        mismatch,
         heading,
     ]
     for length in values["state_bytes"]:
@@ -80,13 +87,15 @@ def main(overrides: list[str]) -> int:
         check_root(config)
         model, mismatch = meta_model(config)
         values = card(model, config["dtype"])
+        text = "" if mismatch is None else mismatch_text(mismatch, is_published=is_published(config))
+        shown = table(config["arch"]["display_name"], values, text)
     except Exception as error:
-        text = sentence(error)
-        if text is None:
+        complaint = sentence(error)
+        if complaint is None:
             raise
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {complaint}", file=sys.stderr)
         return 2
-    print(table(config["arch"]["display_name"], values, mismatch))
+    print(shown)
     print(json.dumps(values))
     return 0
 

@@ -143,4 +143,6 @@ def test_more_tokens_than_the_size_has_rows_for_is_an_error() -> None:
 
 def test_the_card_says_the_count(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["arch=mamba", "size=2.8b"]) == 0
-    assert "Mamba: 2,768,345,600 parameters" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Mamba: 2,768,345,600 parameters" in out
+    assert "parameters +4.59% against the reference; published as it is" in out
