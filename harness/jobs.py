@@ -23,6 +23,11 @@ EXIT_INPUT_ERROR = 2
 EXIT_OUT_OF_MEMORY = 3
 EXIT_INTERRUPTED = 130
 
+#: Has glibc's allocator keep freed memory for the next operation. By default it hands tensors of this size
+#: back to the system and asks for them again, page by page: up to a fifth of a training step on a CPU.
+#: What the user has set wins; other C libraries read neither.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+
 
 class InputError(ValueError):
     """The job cannot be done. Without a message, the worker has said why."""
@@ -85,7 +90,9 @@ def _failures(spec: dict[str, Any], output: Path) -> list[Point]:
 def _wait(spec_path: Path, deadline: float | None) -> tuple[int, bool]:
     """Exit code of the worker, and whether the deadline ended it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "harness.worker", str(spec_path)], preexec_fn=_ignore_interrupt
+        [sys.executable, "-m", "harness.worker", str(spec_path)],
+        env=ALLOCATOR | os.environ,
+        preexec_fn=_ignore_interrupt,
     )
     try:
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,12 +24,22 @@ class Implementation:
     devices:      device types it runs on.
     requires:     an importable package it needs, or None.
     install_hint: what to type when the package is missing.
+    is_triton:    written in Triton, and so also on a CPU where TRITON_INTERPRET=1 has Triton interpret it.
     """
 
     target: str
     devices: Sequence[str] = ("cpu", "cuda")
     requires: str | None = None
     install_hint: str = ""
+    is_triton: bool = False
+
+
+def triton_kernel(target: str) -> Implementation:
+    """Our own kernel: a function around Triton, at "module:function"."""
+    hint = "pip install 'longarch[kernels]'"
+    return Implementation(
+        target=target, devices=("cuda",), requires="triton", install_hint=hint, is_triton=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +56,8 @@ class Operation:
             valid = ", ".join(["auto", *self.implementations])
             return f"{self.name} has no implementation {name!r}; choose one of {valid}."
         implementation = self.implementations[name]
-        if device.type not in implementation.devices:
+        is_interpreted = implementation.is_triton and os.environ.get("TRITON_INTERPRET") == "1"
+        if device.type not in implementation.devices and not (is_interpreted and device.type == "cpu"):
             needed = " or ".join(implementation.devices)
             return (
                 f"implementation {name!r} of {self.name} runs on {needed} only, not on {device.type}; "
