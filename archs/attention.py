@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
-from archs.layers import CausalConvolution, rotary
+from archs.layers import CausalConvolution, rotary_table, rotate
 from archs.ops.attention import OPERATION, attention
 
 
 class AttentionState(NamedTuple):
-    """keys, values (B, S, H', K) with S slots; tails (B, D, W) of the convolutions on q, k, v."""
+    """keys, values (B, H', S, K) with S slots, a head's in one piece; tails (B, D, W) of the convolutions on
+    q, k, v."""
 
     keys: Tensor
     values: Tensor
@@ -79,7 +80,8 @@ class Attention(Mixer):
         """(B, C, ...) each -> rotated q (B, C, H, K), rotated k and v (B, C, H', K)."""
         q, k, v = (t.unflatten(-1, (-1, self.head_width)) for t in qkv)
         positions = torch.arange(first_position, first_position + q.shape[1], device=q.device)
-        return rotary(q, positions, theta=self.rope_theta), rotary(k, positions, theta=self.rope_theta), v
+        table = rotary_table(positions, self.head_width, theta=self.rope_theta, dtype=q.dtype)
+        return rotate(q, table), rotate(k, table), v
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self._project(x)
@@ -90,15 +92,15 @@ class Attention(Mixer):
 
     def init_state(self, batch_size: int, max_context_tokens: int) -> AttentionState:
         weight = self.k_proj.weight
-        shape = (batch_size, max_context_tokens, self.num_kv_heads, self.head_width)
+        shape = (batch_size, self.num_kv_heads, max_context_tokens, self.head_width)
         tails = tuple(conv.init_tail(batch_size) for conv in self.convs)
         return AttentionState(weight.new_zeros(shape), weight.new_zeros(shape), tails, 0)
 
     def prefill(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         first, stop = state.num_tokens, state.num_tokens + x.shape[1]
-        if stop > state.keys.shape[1]:
+        if stop > state.keys.shape[2]:
             raise ValueError(
-                f"the state has room for {state.keys.shape[1]} tokens and was given {stop}; "
+                f"the state has room for {state.keys.shape[2]} tokens and was given {stop}; "
                 "ask init_state for a larger max_context_tokens"
             )
         qkv = self._project(x)
@@ -107,8 +109,9 @@ class Attention(Mixer):
                 conv.prefill(t, tail)[0] for conv, t, tail in zip(self.convs, qkv, state.tails, strict=True)
             ]
         q, k, v = self._heads(qkv, first)
-        state.keys[:, first:stop], state.values[:, first:stop] = k, v
-        y = attention(q, state.keys[:, :stop], state.values[:, :stop], implementation=self.implementation)
+        keys, values = (room.transpose(1, 2) for room in (state.keys, state.values))  # (B, S, H', K)
+        keys[:, first:stop], values[:, first:stop] = k, v
+        y = attention(q, keys[:, :stop], values[:, :stop], implementation=self.implementation)
         return self.o_proj(y.flatten(2)), state._replace(num_tokens=stop)
 
     def decode(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:

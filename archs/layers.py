@@ -54,10 +54,20 @@ def rotary(x: Tensor, positions: Tensor, *, theta: float, is_interleaved: bool =
     x (..., T, H, K), positions (T,) -> as x. Dimension i is paired with i + K/2 (Llama), or, with
     `is_interleaved`, 2i with 2i + 1 (TTT).
     """
-    width = x.shape[-1]
-    exponents = torch.arange(0, width, 2, device=x.device, dtype=torch.float64) / width
+    table = rotary_table(positions, x.shape[-1], theta=theta, dtype=x.dtype)
+    return rotate(x, table, is_interleaved=is_interleaved)
+
+
+def rotary_table(positions: Tensor, width: int, *, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of `rotary`, (T, 1, width / 2) each, for what is rotated by the same positions."""
+    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width
     angles = positions.to(torch.float64)[:, None] * theta**-exponents  # (T, K/2)
-    cos, sin = angles.cos().to(x.dtype)[:, None], angles.sin().to(x.dtype)[:, None]
+    return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor], *, is_interleaved: bool = False) -> Tensor:
+    """As `rotary`, by a table of `rotary_table`."""
+    cos, sin = table
     if is_interleaved:
         first, second = x[..., 0::2], x[..., 1::2]
         rotated = (first * cos - second * sin, first * sin + second * cos)
