@@ -7,13 +7,13 @@ Glossary, within one chunk of b tokens and one head (n rows of heads and sequenc
 Unrolling the two recurrences gives scalars a chunk, the same for every layer, with
     S_i = p_i S + sum_j P_ij a_j d_j'            M_i = alpha_i M + beta_i S + sum_j C_ij a_j d_j'
 so that a query x meets M_i as alpha_i x M + beta_i x S + sum_j C_ij (x . a_j) d_j': no gradient of
-a single token is ever as large as the weights. P and C follow from the recurrences themselves, row
-by row, without a division: gates of exactly 0 or 1 are exact.
+a single token is ever as large as the weights. P and C are sums of products of gates, without a
+division: gates of exactly 0 or 1 are exact.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,30 +37,68 @@ class Coefficients(NamedTuple):
 
 def coefficients_of(decay: Tensor, step_size: Tensor, momentum: Tensor) -> Coefficients:
     """Gates (..., b) -> coefficients, with the leading axes of the gates in front."""
-    num_tokens = decay.shape[-1]
-    keep = 1 - decay
-    # Columns: S, then the tokens of the chunk.
-    row_p = torch.cat((torch.ones_like(decay[..., :1]), torch.zeros_like(decay)), dim=-1)
-    row_c = torch.zeros_like(row_p)
-    sources = torch.diag_embed(-step_size)
-    alpha, rows = [], []
-    for i in range(num_tokens):
-        row_p = momentum[..., i, None] * row_p
-        row_p = torch.cat((row_p[..., : i + 1], sources[..., i, i:]), dim=-1)
-        row_c = keep[..., i, None] * row_c + row_p
-        rows.append(row_c)
-        alpha.append(keep[..., i] if i == 0 else keep[..., i] * alpha[-1])
-    mixing, alpha = torch.stack(rows, dim=-2), torch.stack(alpha, dim=-1)
-    return Coefficients(
-        alpha=alpha[..., None],
-        beta=mixing[..., :1],
-        mixing=mixing[..., 1:].contiguous(),
-        last_mixing=row_c[..., 1:, None],
-        last_momentum_mixing=row_p[..., 1:, None],
-        last_alpha=alpha[..., -1, None, None],
-        last_beta=row_c[..., :1, None],
-        last_p=row_p[..., :1, None],
-    )
+    return Coefficients(*_Coefficients.apply(decay, step_size, momentum))
+
+
+class _Coefficients(torch.autograd.Function):
+    """Column 0 is what was there before the chunk, column 1 + j is token j; row i is after token i:
+    decays[i, 1 + j] is the product of the keeps j + 1 to i, momenta of the momenta, and
+    P = momenta * sources, C = decays[:, 1:] P."""
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, step_size: Tensor, momentum: Tensor) -> tuple[Tensor, ...]:
+        momenta, decays = _range_products(torch.stack((momentum, 1 - decay)))
+        sources = torch.cat((torch.ones_like(step_size[..., :1]), -step_size), dim=-1)[..., None, :]
+        p = momenta * sources
+        c = decays[..., 1:] @ p
+        ctx.save_for_backward(momenta, decays, sources, p)
+        alpha, beta, last_c, last_p = decays[..., :1], c[..., :1], c[..., -1, :, None], p[..., -1, :, None]
+        return (
+            alpha.contiguous(),
+            beta.contiguous(),
+            c[..., 1:].contiguous(),
+            last_c[..., 1:, :].contiguous(),
+            last_p[..., 1:, :].contiguous(),
+            alpha[..., -1:, :].contiguous(),
+            last_c[..., :1, :].contiguous(),
+            last_p[..., :1, :].contiguous(),
+        )
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        momenta, decays, sources, p = ctx.saved_tensors
+        g = Coefficients(*gradients)
+        with torch.autocast(p.device.type, enabled=False):
+            g_c = torch.cat((g.beta, g.mixing), dim=-1)
+            g_c[..., -1, :] += torch.cat((g.last_beta, g.last_mixing), dim=-2)[..., 0]
+            g_p = decays[..., 1:].mT @ g_c
+            g_p[..., -1, :] += torch.cat((g.last_p, g.last_momentum_mixing), dim=-2)[..., 0]
+            g_decays = torch.cat((g.alpha, g_c @ p.mT), dim=-1)
+            g_decays[..., -1:, :1] += g.last_alpha
+            g_momentum, g_keep = _range_products_backward(
+                torch.stack((momenta, decays)), torch.stack((g_p * sources, g_decays))
+            )
+        return -g_keep, -(g_p * momenta)[..., 1:].sum(dim=-2), g_momentum
+
+
+def _range_products(x: Tensor) -> Tensor:
+    """(..., b) -> (..., b, b + 1): entry i, j is the product of x_j to x_i, 1 where j = i + 1 and 0 beyond;
+    multiplied one by one, without a division."""
+    num_tokens = x.shape[-1]
+    first = torch.arange(num_tokens + 1, device=x.device)
+    factors = torch.where(first[:num_tokens, None] >= first, x[..., None], 1)
+    return factors.cumprod(dim=-2).tril_(1)
+
+
+def _range_products_backward(products: Tensor, gradient: Tensor) -> Tensor:
+    """x_t stands in the products of every i >= t and j <= t: those of t + 1 to i and of j to t - 1 are its
+    derivative. (..., b, b + 1) twice -> (..., b)."""
+    after = products[..., 1:].mT @ gradient
+    before = torch.zeros_like(products)
+    before[..., 1:, :] = products[..., :-1, :]
+    before[..., 0, 0] = 1
+    return (after * before).sum(dim=-1)
 
 
 def gradients_of(k: Tensor, v: Tensor, start: Weights) -> tuple[list[Tensor], list[Tensor]]:
