@@ -22,14 +22,12 @@ Rows and columns that are padding hold zeros in q, k, h1 and h2, so that they ad
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def gelu_derivatives(z: Any) -> Any:
+def gelu_derivatives(z: tl.tensor) -> tl.tensor:
     """gelu(z), gelu'(z), gelu''(z) in the tanh form, as z sigmoid(p) with p = 2 u: no cancellation at 0."""
     scale: tl.constexpr = 1.5957691216057308  # 2 sqrt(2 / pi)
     cubic: tl.constexpr = 0.044715
@@ -42,7 +40,7 @@ def gelu_derivatives(z: Any) -> Any:
 
 
 @triton.jit
-def normalise(z: Any, is_value: Any, eps: Any, K: tl.constexpr) -> Any:
+def normalise(z: tl.tensor, is_value: tl.tensor, eps: tl.tensor, K: tl.constexpr) -> tl.tensor:
     """Rows of z (BT, KP), zero beyond K, without mean and at unit variance, and 1 / std (BT)."""
     centred = tl.where(is_value, z - (tl.sum(z, 1) / K)[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, 1) / K + eps)
@@ -50,14 +48,14 @@ def normalise(z: Any, is_value: Any, eps: Any, K: tl.constexpr) -> Any:
 
 
 @triton.jit
-def normalise_backward(d: Any, x: Any, rstd: Any, is_value: Any, K: tl.constexpr) -> Any:
+def normalise_backward(d: tl.tensor, x: tl.tensor, rstd: tl.tensor, is_value: tl.tensor, K: tl.constexpr) -> tl.tensor:
     """r (d - mean(d) - x mean(d x)) of rows: the gradient before a LayerNorm whose output is x."""
     mean, along = tl.sum(d, 1) / K, tl.sum(d * x, 1) / K
     return tl.where(is_value, (d - mean[:, None] - x * along[:, None]) * rstd[:, None], 0.0)
 
 
 @triton.jit
-def block_offsets(start: Any, K: tl.constexpr, F: tl.constexpr, KP: tl.constexpr, FB: tl.constexpr) -> Any:
+def block_offsets(start: tl.tensor, K: tl.constexpr, F: tl.constexpr, KP: tl.constexpr, FB: tl.constexpr) -> tl.tensor:
     """Offsets in a head's W1 (K + 1, F) and W2 (F + 1, K), biases last, of hidden columns start..start + FB:
     of W1's block (KP, FB), its bias (FB), W2's block (FB, KP), and their masks."""
     hidden, columns = start + tl.arange(0, FB), tl.arange(0, KP)
@@ -70,14 +68,14 @@ def block_offsets(start: Any, K: tl.constexpr, F: tl.constexpr, KP: tl.constexpr
 
 @triton.jit
 def load_block(
-    layer1: Any,
-    layer2: Any,
-    start: Any,
+    layer1: tl.tensor,
+    layer2: tl.tensor,
+    start: tl.tensor,
     K: tl.constexpr,
     F: tl.constexpr,
     KP: tl.constexpr,
     FB: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """W1 (KP, FB), its bias (FB) and W2 (FB, KP) of hidden columns start..start + FB."""
     offset1, offset_b, offset2, mask1, mask_b, mask2 = block_offsets(start, K, F, KP, FB)
     weight1 = tl.load(layer1 + offset1, mask=mask1, other=0.0)
@@ -87,12 +85,12 @@ def load_block(
 
 @triton.jit
 def store_block(
-    layer1: Any,
-    layer2: Any,
-    weight1: Any,
-    bias1: Any,
-    weight2: Any,
-    start: Any,
+    layer1: tl.tensor,
+    layer2: tl.tensor,
+    weight1: tl.tensor,
+    bias1: tl.tensor,
+    weight2: tl.tensor,
+    start: tl.tensor,
     K: tl.constexpr,
     F: tl.constexpr,
     KP: tl.constexpr,
@@ -107,33 +105,33 @@ def store_block(
 
 @triton.jit(do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk"])
 def forward_kernel(
-    q_ptr: Any,
-    k_ptr: Any,
-    v_ptr: Any,
-    lr_ptr: Any,
-    scale_ptr: Any,
-    ln_weight_ptr: Any,
-    ln_bias_ptr: Any,
-    w1_in_ptr: Any,
-    w2_in_ptr: Any,
-    g1_in_ptr: Any,
-    g2_in_ptr: Any,
-    y_ptr: Any,
-    w1_out_ptr: Any,
-    w2_out_ptr: Any,
-    g1_out_ptr: Any,
-    g2_out_ptr: Any,
-    z2_ptr: Any,
-    zq2_ptr: Any,
-    a2_ptr: Any,
-    num_heads: Any,
-    num_tokens: Any,
-    position: Any,
-    first_chunk: Any,
-    stop_chunk: Any,
-    eps: Any,
-    w_slots: Any,
-    g_slots: Any,
+    q_ptr: tl.tensor,
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    lr_ptr: tl.tensor,
+    scale_ptr: tl.tensor,
+    ln_weight_ptr: tl.tensor,
+    ln_bias_ptr: tl.tensor,
+    w1_in_ptr: tl.tensor,
+    w2_in_ptr: tl.tensor,
+    g1_in_ptr: tl.tensor,
+    g2_in_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    w1_out_ptr: tl.tensor,
+    w2_out_ptr: tl.tensor,
+    g1_out_ptr: tl.tensor,
+    g2_out_ptr: tl.tensor,
+    z2_ptr: tl.tensor,
+    zq2_ptr: tl.tensor,
+    a2_ptr: tl.tensor,
+    num_heads: tl.tensor,
+    num_tokens: tl.tensor,
+    position: tl.tensor,
+    first_chunk: tl.tensor,
+    stop_chunk: tl.tensor,
+    eps: tl.tensor,
+    w_slots: tl.tensor,
+    g_slots: tl.tensor,
     MINI_BATCH: tl.constexpr,
     K: tl.constexpr,
     KP: tl.constexpr,
