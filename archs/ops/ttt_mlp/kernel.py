@@ -1,9 +1,9 @@
 """TTT-MLP in Triton: forward and backward, any length, position and head width.
 
-`forward_kernel` and `backward_kernel` say what a program keeps on chip and what the serial chain is. Where
-gradients are asked for, the mini-batches are cut into about sqrt(N) groups of sqrt(N): the forward pass keeps
-the inner weights between groups, and the backward pass runs a group again and keeps, for that group alone, the
-weights between its mini-batches. Both grow with the square root of the sequence's length.
+archs.ops.ttt_mlp.kernel_forward and kernel_backward say what a program keeps on chip and what the serial
+chain is. Where gradients are asked for, the N mini-batches are cut into about sqrt(N) groups: the forward pass
+keeps the inner weights between groups, and the backward pass runs one group after another again and keeps, for
+that group alone, the weights between its mini-batches. Both grow with the square root of the sequence's length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from archs.ops.ttt_mlp import TTTMLPWeights
 from archs.ops.ttt_mlp.kernel_backward import backward_kernel
 from archs.ops.ttt_mlp.kernel_forward import forward_kernel
 
-MAX_CHUNK_TOKENS = 64  # longer mini-batches are walked in chunks of so many tokens
+MAX_CHUNK_TOKENS = 32  # longer mini-batches are walked in chunks of so many tokens
 
 
 class Shape(NamedTuple):
@@ -70,23 +70,26 @@ class Shape(NamedTuple):
         return [(start, min(start + size, num)) for start in range(0, num, size)]
 
     def launch_options(self, precision: str) -> dict[str, Any]:
-        """Tile sizes, warps and stages of both kernels."""
+        """Tile sizes, warps and stages of both kernels. The tiles are as large as spare the registers; as
+        compiled for sm_90 a program's shared memory ends at 170 KB."""
         padded = max(16, triton.next_power_of_2(self.head_width))
+        is_small = padded <= 64 and self.chunk_tokens == 16 and precision != "ieee"
         return {
             "MINI_BATCH": self.mini_batch_tokens,
             "K": self.head_width,
             "KP": padded,
-            "FB": 64 if padded < 128 else 32,
+            "FB": 64 if is_small else 32,
             "BT": self.chunk_tokens,
             "PRECISION": precision,
             "num_warps": 8,
             "num_stages": 1,  # blocks are written in the loop that reads them
+            "maxnreg": 255,  # all there are; left alone, ptxas takes 32 for some sizes and spills the rest
         }
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """How the kernels multiply, for tokens of `dtype`. TF32's mantissa of 10 bits holds a half-precision token
-    whole and rounds the weights less than bfloat16 would."""
+    """How the kernels multiply, for tokens of `dtype`. TF32's mantissa of 10 bits holds a half-precision
+    token whole and rounds the weights less than bfloat16 would."""
     return "tf32" if dtype in (torch.bfloat16, torch.float16) else "ieee"
 
 
@@ -105,8 +108,8 @@ def walk(
     y: Tensor,
     norm_eps: float,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Mini-batches start..stop of the call: writes their y, returns the weights behind them (those given, where
-    none closes) and the open gradient."""
+    """Mini-batches start..stop of the call: writes their y, returns the weights behind them (those given,
+    where none closes) and the open gradient."""
     closes = shape.num_closed(stop) > start
     new_weights = tuple(torch.empty_like(w) for w in weights) if closes else weights
     new_opened = tuple(torch.empty_like(g) for g in opened)
@@ -206,18 +209,17 @@ class TTTMLPFunction(torch.autograd.Function):
         shape: Shape = ctx.shape
         inputs, opened, between = ctx.saved_tensors[:7], ctx.saved_tensors[7:9], ctx.saved_tensors[9:]
         q, k, v, lr, token_scale, ln_weight, ln_bias = inputs
-        rows = (shape.batch_size, shape.num_heads, shape.head_width)
+        dy = dy.contiguous()
+        a_program = (shape.batch_size, shape.num_heads, shape.head_width)
         gradients = Gradients(
             *(d.clone(memory_format=torch.contiguous_format) for d in d_state),
             *(torch.empty_like(t) for t in (q, k, v, lr)),
             torch.empty_like(lr, dtype=torch.float32),
-            *(torch.zeros(rows, dtype=torch.float32, device=q.device) for _ in range(2)),
+            *(torch.zeros(a_program, dtype=torch.float32, device=q.device) for _ in range(2)),
         )
         for i, (start, stop) in reversed(list(enumerate(shape.groups()))):
             weights = between[2 * i : 2 * i + 2]
-            walk_back(
-                shape, start, stop, inputs, weights, opened, dy.contiguous(), gradients, ctx.norm_eps
-            )
+            walk_back(shape, start, stop, inputs, weights, opened, dy, gradients, ctx.norm_eps)
         padding = (0, 0, shape.position, -(shape.position + shape.num_tokens) % shape.mini_batch_tokens)
         by_position = torch.nn.functional.pad(gradients.token_scale, padding)
         by_position = by_position.unflatten(1, (-1, shape.mini_batch_tokens)).sum(dim=(0, 1, 3))

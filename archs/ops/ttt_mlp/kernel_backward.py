@@ -7,11 +7,12 @@ Letters of archs.ops.ttt_mlp.kernel_forward, and, with d x the gradient with res
     e, f d Z2(q), d Z1(q)
     g    d h1;  u = h2 W2', so that h1 = u gelu'(Z1)
 
-The weights before each mini-batch, the open gradients, Z2, Z2(q) and A2 come from `forward_kernel`, run again
-over the group. A first pass over the hidden width gives all of d h2, and so d Z2; the second gives d Z1. The
-gradients of the weights lie in global memory, as the weights do, and are read twice and written once a chunk;
-what the second pass needs of the first passes through a scratch of 4 BT F numbers a program. On chip are six
-BT x KP tensors of the chunk and a block each of both layers and their gradients (4 KP x FB).
+The weights before each mini-batch, the open gradients, Z2, Z2(q) and A2 come from `forward_kernel`, run
+again over the group. A first pass over the hidden width gives all of d h2, and so d Z2; the second gives
+d Z1. The gradients of the weights lie in global memory, as the weights do, and are read twice and written once
+a chunk; what the second pass needs of the first goes through a scratch of 4 BT F numbers a program. On chip
+are about ten BT x KP tensors of the chunk and a block each of both layers and their gradients (4 KP x FB).
+The serial chain is the two passes a chunk.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from archs.ops.ttt_mlp.kernel_forward import (
 )
 
 
-@triton.jit(do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk", "w_slots", "g_slots"]
+)
 def backward_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,

@@ -11,11 +11,11 @@ archs.ops.ttt_mlp.plain:
     s    token_scale of the chunk's rows; s_last that of the mini-batch's last token
     A1   tril(q~ k~'), A2 tril(X2~(q) X2~(k)'), with the bias's one added
 
-On chip are a chunk's q, k, h2 and outputs (BT x KP) and one block of both layers (2 KP x FB). The weights lie
-in global memory, where the L2 keeps them, and are read twice and written once a mini-batch: a first pass over
-the hidden width gives Z2 and so h2, the second gives h1, the outputs and the new weights. The serial chain is
-those two passes a mini-batch; `tl.debug_barrier` stands between a write and another thread's read, and between
-the reads of a block and its writing.
+On chip are a chunk's q, k, h2 and outputs (BT x KP) and one block of both layers (2 KP x FB). The weights
+lie in global memory, where the L2 keeps them, and are read twice and written once a mini-batch: a first pass
+over the hidden width gives Z2 and so h2, the second gives h1, the outputs and the new weights. The serial
+chain is those two passes a mini-batch; `tl.debug_barrier` stands between a write and another thread's read,
+and between the reads of a block and its writing.
 
 Rows and columns that are padding hold zeros in q, k, h1 and h2, so that they add nothing anywhere.
 """
@@ -55,18 +55,6 @@ def normalise_backward(d: tl.tensor, x: tl.tensor, rstd: tl.tensor, is_value: tl
 
 
 @triton.jit
-def block_offsets(start: tl.tensor, K: tl.constexpr, F: tl.constexpr, KP: tl.constexpr, FB: tl.constexpr) -> tl.tensor:
-    """Offsets in a head's W1 (K + 1, F) and W2 (F + 1, K), biases last, of hidden columns start..start + FB:
-    of W1's block (KP, FB), its bias (FB), W2's block (FB, KP), and their masks."""
-    hidden, columns = start + tl.arange(0, FB), tl.arange(0, KP)
-    offset1 = columns[:, None] * F + hidden[None, :]
-    offset2 = hidden[:, None] * K + columns[None, :]
-    is_weight1 = (columns[:, None] < K) & (hidden[None, :] < F)
-    is_weight2 = (hidden[:, None] < F) & (columns[None, :] < K)
-    return offset1, K * F + hidden, offset2, is_weight1, hidden < F, is_weight2
-
-
-@triton.jit
 def load_block(
     layer1: tl.tensor,
     layer2: tl.tensor,
@@ -76,11 +64,15 @@ def load_block(
     KP: tl.constexpr,
     FB: tl.constexpr,
 ) -> tl.tensor:
-    """W1 (KP, FB), its bias (FB) and W2 (FB, KP) of hidden columns start..start + FB."""
-    offset1, offset_b, offset2, mask1, mask_b, mask2 = block_offsets(start, K, F, KP, FB)
-    weight1 = tl.load(layer1 + offset1, mask=mask1, other=0.0)
-    bias1 = tl.load(layer1 + offset_b, mask=mask_b, other=0.0)
-    return weight1, bias1, tl.load(layer2 + offset2, mask=mask2, other=0.0)
+    """Hidden columns start..start + FB of a head's W1 (K + 1, F) and W2 (F + 1, K), biases last:
+    W1 (KP, FB), its bias (FB) and W2 (FB, KP)."""
+    hidden, columns = start + tl.arange(0, FB), tl.arange(0, KP)
+    mask1 = (columns[:, None] < K) & (hidden[None, :] < F)
+    mask2 = (hidden[:, None] < F) & (columns[None, :] < K)
+    weight1 = tl.load(layer1 + columns[:, None] * F + hidden[None, :], mask=mask1, other=0.0)
+    bias1 = tl.load(layer1 + K * F + hidden, mask=hidden < F, other=0.0)
+    weight2 = tl.load(layer2 + hidden[:, None] * K + columns[None, :], mask=mask2, other=0.0)
+    return weight1, bias1, weight2
 
 
 @triton.jit
@@ -97,13 +89,17 @@ def store_block(
     FB: tl.constexpr,
 ) -> None:
     """Writes what `load_block` reads."""
-    offset1, offset_b, offset2, mask1, mask_b, mask2 = block_offsets(start, K, F, KP, FB)
-    tl.store(layer1 + offset1, weight1, mask=mask1)
-    tl.store(layer1 + offset_b, bias1, mask=mask_b)
-    tl.store(layer2 + offset2, weight2, mask=mask2)
+    hidden, columns = start + tl.arange(0, FB), tl.arange(0, KP)
+    mask1 = (columns[:, None] < K) & (hidden[None, :] < F)
+    mask2 = (hidden[:, None] < F) & (columns[None, :] < K)
+    tl.store(layer1 + columns[:, None] * F + hidden[None, :], weight1, mask=mask1)
+    tl.store(layer1 + K * F + hidden, bias1, mask=hidden < F)
+    tl.store(layer2 + hidden[:, None] * K + columns[None, :], weight2, mask=mask2)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk", "w_slots", "g_slots"]
+)
 def forward_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -140,14 +136,15 @@ def forward_kernel(
     IS_RECOMPUTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
-    """Chunks first_chunk..stop_chunk, counted from the start of the mini-batch that the call finds open.
+    """Chunks first_chunk..stop_chunk, counted from the start of the mini-batch that the call finds open; the
+    first is the call's or a mini-batch's first. M programs, one a (batch, head).
 
     w1_in, w2_in are the weights of the first mini-batch, read from there until it closes and never written;
     g1_in, g2_in the open gradient at the call's first token. Without IS_RECOMPUTED, y is written, w_out holds
-    the newest weights once a mini-batch has closed, and g_out the open gradient, zeros behind a closed one. With
-    it, y is not written; mini-batch i leaves its weights in slot i of w_out (M, w_slots, ...), chunk c its
-    gradient in slot c of g_out (M, g_slots, ...; all in slot 0 where g_slots is 1), and its Z2, Z2(q) (BT, KP)
-    and A2 (BT, BT) in z2, zq2, a2 (M, chunks, ...), for `backward_kernel`."""
+    the newest weights once a mini-batch has closed, and g_out the open gradient, zeros behind a closed one.
+    With it, y is not written; mini-batch i leaves its weights in slot i of w_out (M, w_slots, ...), chunk c
+    its gradient in slot c of g_out (M, g_slots, ...; in slot 0 where a mini-batch is one chunk), and its Z2,
+    Z2(q) (BT, KP) and A2 (BT, BT) in z2, zq2, a2 (M, chunks, ...), for `backward_kernel`."""
     F: tl.constexpr = 4 * K
     CHUNKS: tl.constexpr = (MINI_BATCH + BT - 1) // BT
     SIZE1: tl.constexpr = (K + 1) * F
