@@ -1,9 +1,10 @@
 """TTT-MLP in Triton: forward and backward, any length, position and head width.
 
 archs.ops.ttt_mlp.kernel_forward and kernel_backward say what a program keeps on chip and what the serial
-chain is. Where gradients are asked for, the N mini-batches are cut into about sqrt(N) groups: the forward pass
-keeps the inner weights between groups, and the backward pass runs one group after another again and keeps, for
-that group alone, the weights between its mini-batches. Both grow with the square root of the sequence's length.
+chain is. Where gradients are asked for, the N mini-batches are cut into about sqrt(N) groups: the forward
+pass keeps the inner weights between groups, and the backward pass runs one group after another again and
+keeps, for that group alone, the weights between its mini-batches. Both grow with the square root of the
+sequence's length.
 """
 
 from __future__ import annotations

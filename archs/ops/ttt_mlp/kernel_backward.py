@@ -9,10 +9,10 @@ Letters of archs.ops.ttt_mlp.kernel_forward, and, with d x the gradient with res
 
 The weights before each mini-batch, the open gradients, Z2, Z2(q) and A2 come from `forward_kernel`, run
 again over the group. A first pass over the hidden width gives all of d h2, and so d Z2; the second gives
-d Z1. The gradients of the weights lie in global memory, as the weights do, and are read twice and written once
-a chunk; what the second pass needs of the first goes through a scratch of 4 BT F numbers a program. On chip
-are about ten BT x KP tensors of the chunk and a block each of both layers and their gradients (4 KP x FB).
-The serial chain is the two passes a chunk.
+d Z1. The gradients of the weights lie in global memory, as the weights do, and are read twice and written
+once a chunk; what the second pass needs of the first goes through a scratch of 4 BT F numbers a program. On
+chip are about ten BT x KP tensors of the chunk and a block each of both layers and their gradients
+(4 KP x FB). The serial chain is the two passes a chunk.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def normalise(z: tl.tensor, is_value: tl.tensor, eps: tl.tensor, K: tl.constexpr
 
 
 @triton.jit
-def normalise_backward(d: tl.tensor, x: tl.tensor, rstd: tl.tensor, is_value: tl.tensor, K: tl.constexpr) -> tl.tensor:
+def normalise_backward(
+    d: tl.tensor, x: tl.tensor, rstd: tl.tensor, is_value: tl.tensor, K: tl.constexpr
+) -> tl.tensor:
     """r (d - mean(d) - x mean(d x)) of rows: the gradient before a LayerNorm whose output is x."""
     mean, along = tl.sum(d, 1) / K, tl.sum(d * x, 1) / K
     return tl.where(is_value, (d - mean[:, None] - x * along[:, None]) * rstd[:, None], 0.0)
