@@ -29,9 +29,7 @@ from archs.ops.ttt_mlp.kernel_forward import (
 )
 
 
-@triton.jit(
-    do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk", "w_slots", "g_slots"]
-)
+@triton.jit(do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk", "w_slots", "g_slots"])
 def backward_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,

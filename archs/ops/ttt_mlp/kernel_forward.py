@@ -99,9 +99,7 @@ def store_block(
     tl.store(layer2 + hidden[:, None] * K + columns[None, :], weight2, mask=mask2)
 
 
-@triton.jit(
-    do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk", "w_slots", "g_slots"]
-)
+@triton.jit(do_not_specialize=["num_tokens", "position", "first_chunk", "stop_chunk", "w_slots", "g_slots"])
 def forward_kernel(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
