@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from archs.ops.operation import Implementation, Operation
+from archs.ops.operation import Implementation, Operation, triton_kernel
 from archs.ops.ttt_linear import check_position
 
 OPERATION = Operation(
@@ -15,6 +15,7 @@ OPERATION = Operation(
     implementations={
         "reference": Implementation(target="archs.ops.ttt_mlp.reference:ttt_mlp"),
         "plain": Implementation(target="archs.ops.ttt_mlp.plain:ttt_mlp"),
+        "triton": triton_kernel("archs.ops.ttt_mlp.kernel:ttt_mlp"),
     },
     auto={"cpu": ["plain"], "cuda": ["plain"]},
 )
@@ -51,9 +52,11 @@ def ttt_mlp(
     f(x) = x + LN(gelu(x W_in + bias_in) W_out + bias_out), GELU in its tanh form.
     """
     check_position(position, token_scale.shape[0])
-    function = OPERATION.function(implementation, q.device)
-    dtype = state.weight_in.dtype
-    inputs = [t.to(dtype) for t in (q, k, v, lr, token_scale, ln_weight, ln_bias)]
+    name = OPERATION.resolve(implementation, q.device)
+    function = OPERATION.function(name, q.device)
+    inputs = (q, k, v, lr, token_scale, ln_weight, ln_bias)
+    if name != "triton":  # which reads them in their own dtype and computes in the state's all the same
+        inputs = tuple(t.to(state.weight_in.dtype) for t in inputs)
     with torch.autocast(q.device.type, enabled=False):
         y, state = function(*inputs, state, position, norm_eps=norm_eps)
     return y.to(q.dtype), state
