@@ -1,0 +1,257 @@
+"""The neural memory in Triton, forward and backward. What a program holds and what is serial: kernel_walk.
+
+A call is two launches (coefficients of all chunks, then the walk), and two more where its last chunk stays
+open after a closed one; a backward pass is three for each walk (coefficients again, the walk, the gates'
+gradients); a single token without gradients is one (kernel_decode). None depends on the number of chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from archs.ops.neural_memory import NeuralMemoryState
+from archs.ops.neural_memory.kernel_coefficients import coefficients_backward_kernel, coefficients_kernel
+from archs.ops.neural_memory.kernel_walk import backward_kernel, forward_kernel
+from archs.ops.operation import ImplementationUnavailable
+
+Weights = tuple[Tensor, ...]
+
+#: The smallest side of a matrix product's tile.
+MIN_TILE = 16
+
+#: A chunk's (b, b) matrices are held whole.
+MAX_CHUNK_TOKENS = 64
+
+
+class Plan(NamedTuple):
+    """What the kernels are compiled for: see kernel_tiles. widths are those of the memory's inputs and
+    outputs, layer by layer, as they are; K, F, V the first, the hidden and the last one filled up."""
+
+    widths: tuple[int, ...]
+    chunk_tokens: int
+    TILE: int
+    precision: str
+
+    @property
+    def padded(self) -> tuple[int, ...]:
+        return tuple(-(-width // self.TILE) * self.TILE for width in self.widths)
+
+    @property
+    def num_weights(self) -> int:
+        widths = self.padded
+        return sum(rows * columns for rows, columns in zip(widths, widths[1:], strict=False))
+
+    @property
+    def num_rows(self) -> int:
+        return max(MIN_TILE, triton.next_power_of_2(self.chunk_tokens))
+
+    def array(self, num_arrays: int) -> tuple[int, ...]:
+        """The shape of so many arrays."""
+        return num_arrays, len(self.widths) - 1, self.num_rows, max(self.padded)
+
+    def constants(self) -> dict[str, Any]:
+        widths = self.padded
+        return dict(
+            NUM_WEIGHTS=self.num_weights,
+            KEY_WIDTH=self.widths[0],
+            VALUE_WIDTH=self.widths[-1],
+            CHUNK=self.chunk_tokens,
+            DEPTH=len(widths) - 1,
+            K=widths[0],
+            F=widths[1],
+            V=widths[-1],
+            ROWS=self.num_rows,
+            WIDEST=max(widths),
+            TILE=self.TILE,
+            PRECISION=self.precision,
+            **self.launch(),
+        )
+
+    def launch(self) -> dict[str, int]:
+        """num_warps and num_stages of the walks: one stage, as what a pass reads was written just before."""
+        return dict(num_warps=8 if self.TILE == 64 else 4, num_stages=1)
+
+
+def plan_of(state: NeuralMemoryState, chunk_tokens: int, dtype: torch.dtype) -> Plan:
+    """Raises ImplementationUnavailable for what the kernels do not do."""
+    widths = (state.weights[0].shape[2], *(w.shape[3] for w in state.weights))
+    why = None
+    if state.weights[0].dtype != torch.float32:
+        why = f"keeps its state in float32 only, not in {state.weights[0].dtype}"
+    elif chunk_tokens > MAX_CHUNK_TOKENS:
+        why = f"takes chunks of up to {MAX_CHUNK_TOKENS} tokens, not of {chunk_tokens}"
+    elif len(set(widths[1:-1])) > 1:
+        why = f"needs hidden layers of one width, not of {widths[1:-1]}"
+    if why is not None:
+        raise ImplementationUnavailable(
+            f"implementation 'triton' of neural_memory {why}; choose implementation 'plain'."
+        )
+    tile = next((tile for tile in (64, 32) if all(width % tile == 0 for width in widths)), MIN_TILE)
+    # Of bfloat16 tokens TF32 keeps more than they have; the state is float32 either way.
+    precision = "ieee" if dtype == torch.float32 else "tf32"
+    return Plan(widths, chunk_tokens, tile, precision)
+
+
+def pack(weights: Weights, plan: Plan) -> Tensor:
+    """Matrices (B, H, in, out) -> (B H, P), each filled up with zeros."""
+    widths = plan.padded
+    parts = []
+    for layer, w in enumerate(weights):
+        padding = (0, widths[layer + 1] - w.shape[3], 0, widths[layer] - w.shape[2])
+        parts.append(F.pad(w, padding).flatten(2).flatten(0, 1))
+    return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+
+def unpack(packed: Tensor, like: Weights, plan: Plan) -> Weights:
+    """The inverse of `pack`, in storage of their own."""
+    widths, parts, first = plan.padded, [], 0
+    for layer, w in enumerate(like):
+        rows, columns = widths[layer], widths[layer + 1]
+        part = packed[:, first : first + rows * columns].unflatten(1, (rows, columns))
+        parts.append(part[:, : w.shape[2], : w.shape[3]].clone(memory_format=torch.contiguous_format))
+        first += rows * columns
+    return tuple(part.view(w.shape) for part, w in zip(parts, like, strict=True))
+
+
+def _coefficients(gates: tuple[Tensor, ...], num_chunks: int, position: int, plan: Plan) -> tuple[Tensor, Tensor]:
+    """mixing and vectors of every chunk: see kernel_coefficients."""
+    batch_size, num_tokens, num_heads = gates[0].shape
+    num_programs, rows = batch_size * num_heads * num_chunks, plan.num_rows
+    mixing = gates[0].new_empty(num_programs, rows, rows, dtype=torch.float32)
+    vectors = gates[0].new_empty(num_programs, 5, rows, dtype=torch.float32)
+    coefficients_kernel[(num_programs,)](
+        *gates, mixing, vectors, num_tokens, num_heads, num_chunks, position,
+        CHUNK=plan.chunk_tokens, ROWS=rows, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return mixing, vectors
+
+
+def _forward(
+    tokens: tuple[Tensor, ...],
+    carried: tuple[Tensor, ...],
+    position: int,
+    plan: Plan,
+    checkpoint_chunks: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """q, k, v and the gates, packed weights, momentum and, where it is read, start -> y, weights and momentum
+    (B H, 2 or 3, P), and checkpoints every so many chunks, None where checkpoint_chunks is 0."""
+    q, k, v, *gates = tokens
+    batch_size, num_tokens, num_heads = gates[0].shape
+    num_programs, num_chunks = batch_size * num_heads, num_chunks_of(num_tokens, position, plan)
+    mixing, vectors = _coefficients(tuple(gates), num_chunks, position, plan)
+    carried_now = torch.stack(carried, dim=1)
+    arrays = carried_now.new_empty(num_programs, *plan.array(4))
+    y = torch.empty_like(v, dtype=q.dtype)
+    checkpoints = None
+    if checkpoint_chunks:
+        num_checkpoints = triton.cdiv(num_chunks, checkpoint_chunks)
+        checkpoints = carried_now.new_empty(num_programs, num_checkpoints, 2, plan.num_weights)
+    forward_kernel[(num_programs,)](
+        q, k, v, mixing, vectors, carried_now, checkpoints if checkpoint_chunks else arrays, arrays, y,
+        num_tokens, num_heads, num_chunks, position, max(1, checkpoint_chunks),
+        HAS_START=len(carried) == 3, HAS_CHECKPOINTS=checkpoint_chunks > 0, **plan.constants(),
+    )  # fmt: skip
+    return y, carried_now, checkpoints
+
+
+def num_chunks_of(num_tokens: int, position: int, plan: Plan) -> int:
+    return -(-(position + num_tokens) // plan.chunk_tokens)
+
+
+class _Walk(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, position: int, plan: Plan, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens, carried = tensors[:6], tensors[6:]
+        # As many states a group as there are groups: fewest of both together.
+        num_chunks = num_chunks_of(tokens[3].shape[1], position, plan)
+        checkpoint_chunks = math.ceil(math.sqrt(num_chunks))
+        y, carried_now, checkpoints = _forward(tokens, carried, position, plan, checkpoint_chunks)
+        ctx.position, ctx.plan, ctx.checkpoint_chunks = position, plan, checkpoint_chunks
+        ctx.save_for_backward(*tokens, checkpoints, *carried[2:])
+        return y, carried_now[:, 0].contiguous(), carried_now[:, 1].contiguous()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, g_y: Tensor, g_weights: Tensor, g_momentum: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        *tokens, checkpoints = ctx.saved_tensors[:7]
+        start = ctx.saved_tensors[7:]
+        q, k, v, *gates = tokens
+        position, plan, checkpoint_chunks = ctx.position, ctx.plan, ctx.checkpoint_chunks
+        batch_size, num_tokens, num_heads = gates[0].shape
+        num_programs, num_chunks = batch_size * num_heads, num_chunks_of(num_tokens, position, plan)
+        mixing, vectors = _coefficients(tuple(gates), num_chunks, position, plan)
+        num_states = checkpoint_chunks + len(start)
+        states = checkpoints.new_empty(num_programs, num_states, 2, plan.num_weights)
+        if start:
+            states[:, -1, 0] = start[0]
+        g_carried = torch.stack((g_weights, g_momentum) + (g_weights,) * len(start), dim=1)
+        arrays = checkpoints.new_empty(num_programs, *plan.array(11))
+        g_q, g_k, g_v = (torch.empty_like(t) for t in (q, k, v))
+        g_mixing, g_vectors = torch.empty_like(mixing), torch.empty_like(vectors)
+        backward_kernel[(num_programs,)](
+            q, k, v, mixing, vectors, checkpoints, states, arrays, g_y.contiguous(), g_carried,
+            g_q, g_k, g_v, g_mixing, g_vectors,
+            num_tokens, num_heads, num_chunks, position, checkpoint_chunks,
+            HAS_START=len(start) == 1, **plan.constants(),
+        )  # fmt: skip
+        g_gates: list[Tensor | None] = [None] * 3
+        if any(ctx.needs_input_grad[5:8]):
+            g_gates = [torch.empty_like(g) for g in gates]
+            coefficients_backward_kernel[(num_programs * num_chunks,)](
+                *gates, g_mixing, g_vectors, *g_gates, num_tokens, num_heads, num_chunks, position,
+                CHUNK=plan.chunk_tokens, ROWS=plan.num_rows, num_warps=4, num_stages=1,
+            )  # fmt: skip
+        return None, None, g_q, g_k, g_v, *g_gates, *g_carried.unbind(1)
+
+
+def neural_memory(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    step_size: Tensor,
+    momentum: Tensor,
+    state: NeuralMemoryState,
+    position: int,
+    *,
+    chunk_tokens: int,
+) -> tuple[Tensor, NeuralMemoryState]:
+    """See archs.ops.neural_memory.neural_memory. Tokens and gates in their own dtypes, the state in float32.
+    Kept for the backward pass, beside the inputs: two copies of the state for each square root of the number
+    of chunks."""
+    plan = plan_of(state, chunk_tokens, q.dtype)
+    tokens = tuple(t.contiguous() for t in (q, k, v, decay, step_size, momentum))
+    num_tokens = q.shape[1]
+    is_training = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (*tokens, *state.start, *state.weights, *state.momentum)
+    )
+
+    def walk(first: int, last: int, at: int, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        some = tuple(t if last - first == num_tokens else t[:, first:last].contiguous() for t in tokens)
+        if is_training:
+            return _Walk.apply(at, plan, *some, *carried)
+        y, now, _ = _forward(some, carried, at, plan, 0)
+        return y, now[:, 0], now[:, 1]
+
+    # The open chunk's first weights are part of the state: a walk ends before it, where it begins here.
+    rest = (position + num_tokens) % chunk_tokens
+    if rest >= num_tokens:
+        rest = 0
+    carried = [pack(state.weights, plan), pack(state.momentum, plan)]
+    first_start = [pack(state.start, plan)] if position else []
+    y, *carried = walk(0, num_tokens - rest, position, *carried, *first_start)
+    start = state.start if position else state.weights
+    if rest:
+        start = unpack(carried[0], state.weights, plan)
+        last_y, *carried = walk(num_tokens - rest, num_tokens, 0, *carried)
+        y = torch.cat((y, last_y), dim=1)
+    weights, updates = (unpack(packed, state.weights, plan) for packed in carried)
+    return y, NeuralMemoryState(start, weights, updates)
