@@ -7,6 +7,7 @@ gradients); a single token without gradients is one (kernel_decode). None depend
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from archs.ops.neural_memory import NeuralMemoryState
 from archs.ops.neural_memory.kernel_coefficients import coefficients_backward_kernel, coefficients_kernel
+from archs.ops.neural_memory.kernel_decode import decode_kernel
 from archs.ops.neural_memory.kernel_walk import backward_kernel, forward_kernel
 from archs.ops.operation import ImplementationUnavailable
 
@@ -45,7 +47,7 @@ class Plan(NamedTuple):
     @property
     def num_weights(self) -> int:
         widths = self.padded
-        return sum(rows * columns for rows, columns in zip(widths, widths[1:], strict=False))
+        return sum(rows * columns for rows, columns in itertools.pairwise(widths))
 
     @property
     def num_rows(self) -> int:
@@ -55,7 +57,8 @@ class Plan(NamedTuple):
         """The shape of so many arrays."""
         return num_arrays, len(self.widths) - 1, self.num_rows, max(self.padded)
 
-    def constants(self) -> dict[str, Any]:
+    def walk_constants(self) -> dict[str, Any]:
+        """Of the kernels that walk along the chunks."""
         widths = self.padded
         return dict(
             NUM_WEIGHTS=self.num_weights,
@@ -70,12 +73,20 @@ class Plan(NamedTuple):
             WIDEST=max(widths),
             TILE=self.TILE,
             PRECISION=self.precision,
-            **self.launch(),
+            # One stage: what a pass reads was written just before.
+            num_warps=8 if self.TILE == 64 or self.num_rows > 16 else 4,
+            num_stages=1,
         )
 
-    def launch(self) -> dict[str, int]:
-        """num_warps and num_stages of the walks: one stage, as what a pass reads was written just before."""
-        return dict(num_warps=8 if self.TILE == 64 else 4, num_stages=1)
+    def chunk_constants(self) -> dict[str, Any]:
+        """Of the kernels of the coefficients."""
+        return dict(
+            CHUNK=self.chunk_tokens,
+            ROWS=self.num_rows,
+            PRECISION=self.precision,
+            num_warps=8 if self.num_rows > 16 else 4,
+            num_stages=1,
+        )
 
 
 def plan_of(state: NeuralMemoryState, chunk_tokens: int, dtype: torch.dtype) -> Plan:
@@ -92,7 +103,9 @@ def plan_of(state: NeuralMemoryState, chunk_tokens: int, dtype: torch.dtype) -> 
         raise ImplementationUnavailable(
             f"implementation 'triton' of neural_memory {why}; choose implementation 'plain'."
         )
-    tile = next((tile for tile in (64, 32) if all(width % tile == 0 for width in widths)), MIN_TILE)
+    # Larger tiles are fewer steps one after the other; beside long chunks they do not fit the registers.
+    tiles = (64, 32) if chunk_tokens <= MIN_TILE else (32,)
+    tile = next((tile for tile in tiles if all(width % tile == 0 for width in widths)), MIN_TILE)
     # Of bfloat16 tokens TF32 keeps more than they have; the state is float32 either way.
     precision = "ieee" if dtype == torch.float32 else "tf32"
     return Plan(widths, chunk_tokens, tile, precision)
@@ -119,7 +132,9 @@ def unpack(packed: Tensor, like: Weights, plan: Plan) -> Weights:
     return tuple(part.view(w.shape) for part, w in zip(parts, like, strict=True))
 
 
-def _coefficients(gates: tuple[Tensor, ...], num_chunks: int, position: int, plan: Plan) -> tuple[Tensor, Tensor]:
+def _coefficients(
+    gates: tuple[Tensor, ...], num_chunks: int, position: int, plan: Plan
+) -> tuple[Tensor, Tensor]:
     """mixing and vectors of every chunk: see kernel_coefficients."""
     batch_size, num_tokens, num_heads = gates[0].shape
     num_programs, rows = batch_size * num_heads * num_chunks, plan.num_rows
@@ -127,7 +142,7 @@ def _coefficients(gates: tuple[Tensor, ...], num_chunks: int, position: int, pla
     vectors = gates[0].new_empty(num_programs, 5, rows, dtype=torch.float32)
     coefficients_kernel[(num_programs,)](
         *gates, mixing, vectors, num_tokens, num_heads, num_chunks, position,
-        CHUNK=plan.chunk_tokens, ROWS=rows, num_warps=4, num_stages=1,
+        **plan.chunk_constants(),
     )  # fmt: skip
     return mixing, vectors
 
@@ -155,7 +170,7 @@ def _forward(
     forward_kernel[(num_programs,)](
         q, k, v, mixing, vectors, carried_now, checkpoints if checkpoint_chunks else arrays, arrays, y,
         num_tokens, num_heads, num_chunks, position, max(1, checkpoint_chunks),
-        HAS_START=len(carried) == 3, HAS_CHECKPOINTS=checkpoint_chunks > 0, **plan.constants(),
+        HAS_START=len(carried) == 3, HAS_CHECKPOINTS=checkpoint_chunks > 0, **plan.walk_constants(),
     )  # fmt: skip
     return y, carried_now, checkpoints
 
@@ -178,9 +193,7 @@ class _Walk(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(
-        ctx: Any, g_y: Tensor, g_weights: Tensor, g_momentum: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_y: Tensor, g_weights: Tensor, g_momentum: Tensor) -> tuple[Tensor | None, ...]:
         *tokens, checkpoints = ctx.saved_tensors[:7]
         start = ctx.saved_tensors[7:]
         q, k, v, *gates = tokens
@@ -200,16 +213,38 @@ class _Walk(torch.autograd.Function):
             q, k, v, mixing, vectors, checkpoints, states, arrays, g_y.contiguous(), g_carried,
             g_q, g_k, g_v, g_mixing, g_vectors,
             num_tokens, num_heads, num_chunks, position, checkpoint_chunks,
-            HAS_START=len(start) == 1, **plan.constants(),
+            HAS_START=len(start) == 1, **plan.walk_constants(),
         )  # fmt: skip
         g_gates: list[Tensor | None] = [None] * 3
         if any(ctx.needs_input_grad[5:8]):
             g_gates = [torch.empty_like(g) for g in gates]
             coefficients_backward_kernel[(num_programs * num_chunks,)](
                 *gates, g_mixing, g_vectors, *g_gates, num_tokens, num_heads, num_chunks, position,
-                CHUNK=plan.chunk_tokens, ROWS=plan.num_rows, num_warps=4, num_stages=1,
+                **plan.chunk_constants(),
             )  # fmt: skip
         return None, None, g_q, g_k, g_v, *g_gates, *g_carried.unbind(1)
+
+
+def _decode(
+    tokens: tuple[Tensor, ...], start: Weights, weights: Weights, updates: Weights, plan: Plan
+) -> tuple[Tensor, Weights, Weights]:
+    """One token -> y, weights and momentum."""
+    q, _, v = tokens[:3]
+    num_programs, depth = q.shape[0] * q.shape[2], len(weights)
+    new_weights, new_updates = (tuple(map(torch.empty_like, weights)) for _ in range(2))
+    y = torch.empty_like(v, dtype=q.dtype)
+    arrays = weights[0].new_empty(num_programs, 4, depth, max(plan.padded))
+    matrices = (
+        part[min(layer, depth - 1)]
+        for part in (start, weights, updates, new_weights, new_updates)
+        for layer in range(4)
+    )
+    decode_kernel[(num_programs,)](
+        *tokens, *matrices, arrays, y,
+        KEY_WIDTH=plan.widths[0], HIDDEN_WIDTH=plan.widths[1], VALUE_WIDTH=plan.widths[-1], DEPTH=depth,
+        WIDEST=max(plan.padded), TILE=plan.TILE, num_warps=8 if plan.TILE == 64 else 4, num_stages=1,
+    )  # fmt: skip
+    return y, new_weights, new_updates
 
 
 def neural_memory(
@@ -233,6 +268,14 @@ def neural_memory(
     is_training = torch.is_grad_enabled() and any(
         t.requires_grad for t in (*tokens, *state.start, *state.weights, *state.momentum)
     )
+
+    if num_tokens == 1 and not is_training:
+        start, weights, updates = (
+            tuple(w.contiguous() for w in part)
+            for part in (state.start if position else state.weights, state.weights, state.momentum)
+        )
+        y, weights, updates = _decode(tokens, start, weights, updates, plan)
+        return y, NeuralMemoryState(start, weights, updates)
 
     def walk(first: int, last: int, at: int, *carried: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         some = tuple(t if last - first == num_tokens else t[:, first:last].contiguous() for t in tokens)

@@ -8,10 +8,12 @@ of two entries of such a matrix, one before the factor and one after it: no divi
 `vectors` (5, ROWS) of a chunk: alpha, beta, C's last row, P's last row, and p with S_i = p_i S + ...
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 import triton
 import triton.language as tl
 
-from archs.ops.neural_memory.kernel_tiles import COUNTS, block, span_of
+from archs.ops.neural_memory.kernel_tiles import COUNTS, grid, span_of
 
 
 @triton.jit
@@ -46,6 +48,7 @@ def coefficients_kernel(
     position,
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Gates (B, T, H) -> mixing = C (B H chunks, ROWS, ROWS) and vectors (B H chunks, 5, ROWS)."""
     at, count, program = place_of(num_tokens, num_heads, num_chunks, position, CHUNK)
@@ -57,11 +60,11 @@ def coefficients_kernel(
     momentum = tl.load(momentum_ptr + gates, mask=is_token, other=0.0).to(tl.float32)
     kept = products_between(keep, 0, ROWS)
     momentum_mixing = -products_between(momentum, 0, ROWS) * step_size[None, :]
-    mixing = tl.where(is_token[:, None], tl.dot(kept, momentum_mixing, input_precision="ieee"), 0.0)
+    mixing = tl.where(is_token[:, None], tl.dot(kept, momentum_mixing, input_precision=PRECISION), 0.0)
     p = tl.cumprod(momentum, axis=0)
     is_last = (rows == count - 1)[:, None]
     vectors = vectors_ptr + program * 5 * ROWS + rows
-    tl.store(block(mixing_ptr + program * ROWS * ROWS, 0, 0, ROWS, ROWS, ROWS), mixing)
+    tl.store(mixing_ptr + program * ROWS * ROWS + grid(ROWS, ROWS, ROWS), mixing)
     tl.store(vectors, tl.where(is_token, tl.cumprod(keep, axis=0), 0.0))
     tl.store(vectors + ROWS, tl.where(is_token, tl.sum(kept * p[None, :], axis=1), 0.0))
     tl.store(vectors + 2 * ROWS, tl.sum(tl.where(is_last, mixing, 0.0), axis=0))
@@ -70,10 +73,10 @@ def coefficients_kernel(
 
 
 @triton.jit
-def gate_gradient(g_between, g_running, between, shifted, ROWS: tl.constexpr):
+def gate_gradient(g_between, g_running, between, shifted, ROWS: tl.constexpr, PRECISION: tl.constexpr):
     """The gradient of the factors of products_between, `between`, and of their running product, from the
     gradients of both; `shifted` are the factors one place later."""
-    after = tl.dot(tl.trans(between), g_between, input_precision="ieee")
+    after = tl.dot(tl.trans(between), g_between, input_precision=PRECISION)
     running = tl.cumprod(shifted, axis=0) * tl.sum(between * g_running[:, None], axis=0)
     return tl.sum(after * products_between(shifted, 1, ROWS), axis=1) + running
 
@@ -94,6 +97,7 @@ def coefficients_backward_kernel(
     position,
     CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """The gates and the gradients of mixing and vectors -> the gradients of the gates."""
     at, count, program = place_of(num_tokens, num_heads, num_chunks, position, CHUNK)
@@ -109,20 +113,22 @@ def coefficients_backward_kernel(
     is_last = (rows == count - 1)[:, None]
     g_vectors = g_vectors_ptr + program * 5 * ROWS + rows
     g_alpha, g_beta = tl.load(g_vectors), tl.load(g_vectors + ROWS)
-    g_mixing = tl.load(block(g_mixing_ptr + program * ROWS * ROWS, 0, 0, ROWS, ROWS, ROWS))
+    g_mixing = tl.load(g_mixing_ptr + program * ROWS * ROWS + grid(ROWS, ROWS, ROWS))
     g_mixing += tl.where(is_last, tl.load(g_vectors + 2 * ROWS)[None, :], 0.0)
-    g_momentum_mixing = tl.dot(tl.trans(kept), g_mixing, input_precision="ieee")
+    g_momentum_mixing = tl.dot(tl.trans(kept), g_mixing, input_precision=PRECISION)
     g_momentum_mixing += tl.where(is_last, tl.load(g_vectors + 3 * ROWS)[None, :], 0.0)
     g_p = tl.load(g_vectors + 4 * ROWS) + tl.sum(kept * g_beta[:, None], axis=0)
     momentum_mixing = -between * step_size[None, :]
-    g_kept = tl.dot(g_mixing, tl.trans(momentum_mixing), input_precision="ieee") + g_beta[:, None] * p[None, :]
+    g_kept = (
+        tl.dot(g_mixing, tl.trans(momentum_mixing), input_precision=PRECISION) + g_beta[:, None] * p[None, :]
+    )
     g_between = -g_momentum_mixing * step_size[None, :]
     # The gate before each token; before the first there is none.
     is_later = is_token & (rows > 0)
     keep_before = 1 - tl.load(decay_ptr + gates - num_heads, mask=is_later, other=0.0).to(tl.float32)
     momentum_before = tl.load(momentum_ptr + gates - num_heads, mask=is_later, other=1.0).to(tl.float32)
-    g_keep = gate_gradient(g_kept, g_alpha, kept, keep_before, ROWS)
-    g_momentum = gate_gradient(g_between, g_p, between, momentum_before, ROWS)
+    g_keep = gate_gradient(g_kept, g_alpha, kept, keep_before, ROWS, PRECISION)
+    g_momentum = gate_gradient(g_between, g_p, between, momentum_before, ROWS, PRECISION)
     g_step_size = -tl.sum(g_momentum_mixing * between, axis=0)
     tl.store(g_decay_ptr + gates, (-g_keep).to(g_decay_ptr.dtype.element_ty), mask=is_token)
     tl.store(g_step_size_ptr + gates, g_step_size.to(g_step_size_ptr.dtype.element_ty), mask=is_token)

@@ -11,6 +11,8 @@ these groups of chunks from the last to the first, writes the states within a gr
 its chunks backwards. Names as in kernel_tiles; g_ before a name is the gradient of the outer loss.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 import triton
 import triton.language as tl
 
@@ -75,7 +77,7 @@ def forward_kernel(
         token = (row * num_tokens + first) * num_heads + head
         mixing = mixing_ptr + (program * num_chunks + chunk) * ROWS * ROWS
         vectors = vectors_ptr + (program * num_chunks + chunk) * 5 * ROWS
-        if HAS_CHECKPOINTS:
+        if HAS_CHECKPOINTS:  # noqa: SIM102 -- known when it is compiled
             if chunk % checkpoint_chunks == 0:
                 slot = program * num_checkpoints + chunk // checkpoint_chunks
                 copy_numbers(m, checkpoints_ptr + slot * 2 * NUM_WEIGHTS, 2 * NUM_WEIGHTS)
