@@ -66,8 +66,8 @@ def decode_kernel(
     WIDEST: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """q, k, v (B H, width), gates (B H,), and of every layer the weights before the chunk w, the weights m and
-    the momentum s -> y (B H, V), new_m and new_s. Matrices are (B H, in, out)."""
+    """q, k, v (B H, width), gates (B H,), and of every layer the weights before the chunk w, the weights m
+    and the momentum s -> y (B H, V), new_m and new_s. Matrices are (B H, in, out)."""
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, TILE)
     a = arrays_ptr + program * 4 * DEPTH * WIDEST
