@@ -1,8 +1,9 @@
 """The neural memory in Triton, forward and backward. What a program holds and what is serial: kernel_walk.
 
-A call is two launches (coefficients of all chunks, then the walk), and two more where its last chunk stays
-open after a closed one; a backward pass is three for each walk (coefficients again, the walk, the gates'
-gradients); a single token without gradients is one (kernel_decode). None depends on the number of chunks.
+A call is two launches (coefficients of all chunks, then the walk) beside a few copies of the state, and twice
+that where its last chunk stays open after a closed one. A backward pass is three launches for each walk
+(coefficients again, the walk, the gates' gradients), a single token without gradients one (kernel_decode).
+Their number does not depend on that of the chunks.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def _forward(
     forward_kernel[(num_programs,)](
         q, k, v, mixing, vectors, carried_now, checkpoints if checkpoint_chunks else arrays, arrays, y,
         num_tokens, num_heads, num_chunks, position, max(1, checkpoint_chunks),
-        HAS_START=len(carried) == 3, HAS_CHECKPOINTS=checkpoint_chunks > 0, **plan.walk_constants(),
+        HAS_START=len(carried) - 2, HAS_CHECKPOINTS=checkpoint_chunks > 0, **plan.walk_constants(),
     )  # fmt: skip
     return y, carried_now, checkpoints
 
@@ -214,7 +215,7 @@ class _Walk(torch.autograd.Function):
             q, k, v, mixing, vectors, checkpoints, states, arrays, g_y.contiguous(), g_carried,
             g_q, g_k, g_v, g_mixing, g_vectors,
             num_tokens, num_heads, num_chunks, position, checkpoint_chunks,
-            HAS_START=len(start) == 1, **plan.walk_constants(),
+            HAS_START=len(start), **plan.walk_constants(),
         )  # fmt: skip
         g_gates: list[Tensor | None] = [None] * 3
         if any(ctx.needs_input_grad[5:8]):
