@@ -1,4 +1,4 @@
-"""The neural memory's Triton kernel against plain PyTorch in float64, which is tested against the reference."""
+"""The neural memory in Triton against plain PyTorch in float64, which is tested against the reference."""
 
 from __future__ import annotations
 
