@@ -68,9 +68,10 @@ def neural_memory(
         raise ValueError(f"chunk_tokens={chunk_tokens} must be positive")
     if not 0 <= position < chunk_tokens:
         raise ValueError(f"position={position} must lie in a chunk of {chunk_tokens} tokens")
+    implementation = OPERATION.resolve(implementation, q.device)
     function = OPERATION.function(implementation, q.device)
     inputs = (q, k, v, decay, step_size, momentum)
-    if OPERATION.resolve(implementation, q.device) != "triton":  # which loads them as they are
+    if implementation != "triton":  # which loads them as they are
         inputs = tuple(t.to(state.weights[0].dtype) for t in inputs)
     with torch.autocast(q.device.type, enabled=False):
         y, new = function(*inputs, state, position, chunk_tokens=chunk_tokens)

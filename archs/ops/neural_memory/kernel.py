@@ -181,13 +181,17 @@ def num_chunks_of(num_tokens: int, position: int, plan: Plan) -> int:
     return -(-(position + num_tokens) // plan.chunk_tokens)
 
 
+def checkpoint_chunks_of(num_chunks: int) -> int:
+    """How many chunks a checkpoint is for. The square root has the fewest checkpoints and states of a group
+    together; but a model keeps the checkpoints of all its layers, and the states of one group at a time."""
+    return min(num_chunks, math.ceil(2 * math.sqrt(num_chunks)))
+
+
 class _Walk(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, position: int, plan: Plan, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens, carried = tensors[:6], tensors[6:]
-        # As many states a group as there are groups: fewest of both together.
-        num_chunks = num_chunks_of(tokens[3].shape[1], position, plan)
-        checkpoint_chunks = math.ceil(math.sqrt(num_chunks))
+        checkpoint_chunks = checkpoint_chunks_of(num_chunks_of(tokens[3].shape[1], position, plan))
         y, carried_now, checkpoints = _forward(tokens, carried, position, plan, checkpoint_chunks)
         ctx.position, ctx.plan, ctx.checkpoint_chunks = position, plan, checkpoint_chunks
         ctx.save_for_backward(*tokens, checkpoints, *carried[2:])
@@ -262,8 +266,8 @@ def neural_memory(
     chunk_tokens: int,
 ) -> tuple[Tensor, NeuralMemoryState]:
     """See archs.ops.neural_memory.neural_memory. Tokens and gates in their own dtypes, the state in float32.
-    Kept for the backward pass, beside the inputs: two copies of the state for each square root of the number
-    of chunks."""
+    Kept for the backward pass, beside the inputs: weights and momentum of as many chunks as half the square
+    root of their number."""
     plan = plan_of(state, chunk_tokens, q.dtype)
     tokens = tuple(t.contiguous() for t in (q, k, v, decay, step_size, momentum))
     num_tokens = q.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +15,14 @@ from torch import Tensor
 from archs.ops.neural_memory import NeuralMemoryState, neural_memory
 from archs.ops.operation import ImplementationUnavailable
 
+pytest.importorskip("triton")
+
 HAS_GPU = torch.cuda.is_available()
 
 #: widths, chunk tokens, position, tokens, heads.
 CASES = {
     "one_token": ((16, 16), 4, 0, 1, 1),
-    "linear": ((24, 20), 5, 0, 11, 1),
+    "linear": ((24, 20), 5, 0, 7, 1),
     "inside_a_chunk": ((16, 16, 16), 8, 3, 2, 1),
     "cut_chunks_and_tiles": ((16, 32, 16), 4, 3, 5, 2),
     "more_groups_than_one": ((16, 16, 16), 2, 1, 5, 1),
@@ -37,6 +40,7 @@ if HAS_GPU:
         "128": ((128, 256, 128), 16, 0, 127, 2),
     }
 GATES = slice(3, 6)
+KERNEL = "archs.ops.neural_memory.kernel"
 
 
 def make_case(
@@ -97,7 +101,10 @@ def test_outputs_states_and_gradients(
     kernel_device: torch.device,
     kernel_dtype: torch.dtype,
     assert_kernel_close: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if name == "more_groups_than_one":
+        monkeypatch.setattr(importlib.import_module(KERNEL), "checkpoint_chunks_of", lambda num_chunks: 2)
     widths, chunk_tokens, position, num_tokens, num_heads = CASES[name]
     case = make_case(widths, num_tokens, num_heads, kernel_dtype)
     actual = outputs_and_gradients(case, "triton", position, chunk_tokens, kernel_device)
@@ -149,13 +156,13 @@ def test_without_gradients_calls_may_be_cut_anywhere(
 def test_every_buffer_is_written_and_two_runs_agree(
     kernel_device: torch.device, nan_filled_buffers: None
 ) -> None:
-    case = make_case((16, 24, 16), 4, 1, torch.float32)
-    runs = [outputs_and_gradients(case, "triton", 2, 4, kernel_device) for _ in range(2)]
+    case = make_case((16, 24, 16), 3, 1, torch.float32)
+    runs = [outputs_and_gradients(case, "triton", 1, 2, kernel_device) for _ in range(2)]
     for name, value in runs[0].items():
         assert value.isfinite().all(), name
         assert torch.equal(value, runs[1][name]), name
     with torch.no_grad():
-        y, state = run([t[:, :1] if i < 6 else t for i, t in enumerate(case)], "triton", 2, 4)
+        y, state = run([t[:, :1] if i < 6 else t for i, t in enumerate(case)], "triton", 1, 2)
     assert all(t.isfinite().all() for t in (y, *itertools.chain(*state)))
 
 
