@@ -302,7 +302,15 @@ class _SelectiveScan(torch.autograd.Function):
 
 
 def _backward(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, states: Tensor, dy: Tensor, dfinal: Tensor
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    states: Tensor,
+    dy: Tensor,
+    dfinal: Tensor,
 ) -> tuple[Tensor, ...]:
     """The gradients of x, dt, A, B, C, D and the initial state."""
     batch_size, num_tokens, num_channels = x.shape

@@ -192,8 +192,8 @@ def _output_kernel(
         back = (i + 1) * L
         dt_j = tl.load(dt_ptr - back * dt_token + rows * dt_token).to(tl.float32)
         x_j = _load_rows(x_ptr - back * x_token, rows, channels, x_token, rows < L, is_channel)
-        B_block_ptr = B_ptr - back * B_token
-        scores = _scores(C_ptr, B_block_ptr, rows, C_token, B_token, is_token, rows < L, N, OPERAND, L, BLOCK_N)
+        B_j_ptr = B_ptr - back * B_token
+        scores = _scores(C_ptr, B_j_ptr, rows, C_token, B_token, is_token, rows < L, N, OPERAND, L, BLOCK_N)
         _, after = _sums_of_steps(dt_j, rows)
         weight = dt_j * tl.exp(A * (after + since))
         y += _dot(scores * weight[None, :], x_j, OPERAND)
@@ -255,14 +255,15 @@ def _gradient_kernel(
 
     # Inside the block: y_i = sum_j weights_ij dt_j x_j, of weights_ij = (C_i B_j) decay_ij.
     decay = _decay_matrix(dt, A, rows)
-    weights = _scores(C_ptr, B_ptr, rows, C_token, B_token, is_token, is_token, N, OPERAND, L, BLOCK_N) * decay
+    scores = _scores(C_ptr, B_ptr, rows, C_token, B_token, is_token, is_token, N, OPERAND, L, BLOCK_N)
+    weights = scores * decay
     dscores = _dot(dy, tl.trans(x), OPERAND)
     products = dscores * weights
     ddt = tl.sum(products, axis=0)
     # The decay of step s stands between every pair i >= s > j.
     products = tl.where(is_after, products * dt[None, :], 0.0)
-    from_row_on = tl.cumsum(products, axis=0, reverse=True)
-    dexponent = tl.sum(tl.where(is_after, from_row_on, 0.0), axis=1)
+    before = tl.cumsum(products, axis=1) - products
+    dexponent = tl.sum(tl.where(rows[:, None] >= rows[None, :], before, 0.0), axis=0)
     dx = _dot(tl.trans(weights * dt[None, :]), dy, OPERAND)
     dscores *= decay * dt[None, :]
 
