@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from archs.ops.operation import Implementation, Operation
+from archs.ops.operation import Implementation, Operation, triton_kernel
 
 _INSTALL_HINT = (
     "MAMBA_KEEP_CUDA_BUILD=TRUE pip install 'longarch[mamba-ssm]' on a machine with an NVIDIA GPU and nvcc"
@@ -25,6 +25,7 @@ def _operation(name: str, function: str) -> Operation:
         implementations={
             "reference": Implementation(target=f"{module}.reference:{function}"),
             "plain": Implementation(target=f"{module}.plain:{function}"),
+            "triton": triton_kernel(f"{module}.kernel:{function}"),
             "mamba_ssm": Implementation(
                 target=f"{module}.mamba_ssm:{function}",
                 devices=("cuda",),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from archs.ops.operation import Implementation, Operation
+from archs.ops.operation import Implementation, Operation, triton_kernel
 
 
 def _operation(name: str, function: str) -> Operation:
@@ -22,6 +22,7 @@ def _operation(name: str, function: str) -> Operation:
         implementations={
             "reference": Implementation(target=f"{module}.reference:{function}"),
             "plain": Implementation(target=f"{module}.plain:{function}"),
+            "triton": triton_kernel(f"{module}.kernel:{function}"),
             "mamba_ssm": Implementation(
                 target=f"{module}.mamba_ssm:{function}",
                 devices=("cuda",),

@@ -142,5 +142,5 @@ def test_mamba_ssm_says_what_it_needs(operation: Operation, monkeypatch: pytest.
 
 
 def test_an_unknown_implementation_is_named_with_the_valid_ones() -> None:
-    with pytest.raises(ImplementationUnavailable, match=r"'fast'.*auto, reference, plain, mamba_ssm"):
+    with pytest.raises(ImplementationUnavailable, match=r"'fast'.*auto, reference, plain, triton, mamba_ssm"):
         selective_scan(*make_inputs(1), implementation="fast")
