@@ -103,18 +103,18 @@ def _carry_kernel(
     is_channel = channels < E
     batch = tl.program_id(2).to(tl.int64)
     A_n = tl.load(A_ptr + n * E + channels, mask=is_channel, other=0.0)
-    entry_ptr = states_ptr + (batch * (num_chunks + 1) * N + n) * E + channels
-    from_ptr = elapsed_ptr + batch * num_chunks * E + channels
-    width = N.to(tl.int64) * E
-    start = num_chunks if IS_BACKWARD else 0
-    state = tl.load(entry_ptr + start * width, mask=is_channel, other=0.0)
+    slots = batch * (num_chunks + 1)
+    first = slots + num_chunks if IS_BACKWARD else slots
+    state = tl.load(states_ptr + (first * N + n) * E + channels, mask=is_channel, other=0.0)
     for i in range(num_chunks):
         chunk = num_chunks - 1 - i if IS_BACKWARD else i
-        slot = chunk if IS_BACKWARD else chunk + 1
-        elapsed = tl.load(from_ptr + chunk.to(tl.int64) * E, mask=is_channel, other=0.0)
-        added = tl.load(entry_ptr + slot * width, mask=is_channel, other=0.0)
+        from_ptr = elapsed_ptr + (batch * num_chunks + chunk) * E + channels
+        elapsed = tl.load(from_ptr, mask=is_channel, other=0.0)
+        slot = slots + chunk if IS_BACKWARD else slots + chunk + 1
+        entry_ptr = states_ptr + (slot * N + n) * E + channels
+        added = tl.load(entry_ptr, mask=is_channel, other=0.0)
         state = tl.exp(A_n * elapsed) * state + added
-        tl.store(entry_ptr + slot * width, state, mask=is_channel)
+        tl.store(entry_ptr, state, mask=is_channel)
 
 
 @triton.jit

@@ -2,16 +2,16 @@
 over chunks and heads (arXiv 2405.21060, section 6).
 
 Forward, three kernels: what each chunk alone adds to the state by its end; the scan over chunks, which
-turns that into every chunk's first state; every chunk's outputs, block by block from its first state.
-Backward, chunks of one block: the first two again for every block's first state, the same with time
-reversed for the gradients of those states, then one kernel that makes all gradients of a block. Nothing
-but the inputs is kept for the backward pass; it needs 2 P N / BLOCK_TOKENS numbers a token and head while
-it runs, and as much as x and N numbers a head for the shares of dB and dC.
+turns that into every chunk's first state; the outputs of every block of a chunk, from the blocks up to it
+and the chunk's first state. Backward, with chunks of one block: the first two again for every block's
+first state, the same with time reversed for the gradients of those states, then one kernel that makes all
+gradients of a block. Nothing but the inputs is kept for the backward pass. While it runs it needs 2 P N / L
+numbers a token and head for the states and their gradients, and 2 N for the shares of dB and dC.
 
-On chip: a program has one head, or MAX_HEAD_BLOCK of its channels, and one chunk. Forward it holds the
-state (P, N) in float32, its tile of x and the decays between a block's tokens (L, L); backward the first
-state, the gradient of the last, and three (L, L) tiles at most at a time. The serial chain is
-T / chunk_tokens multiply-adds in the scan over chunks and chunk_tokens / L blocks a program.
+On chip: a program holds tiles of at most MAX_TILE tokens, channels of a head and state entries, and walks
+over the state's entries, so that registers do not depend on P and N: forward (L, L) scores and y (L, P);
+backward scores and their gradients, the decays between a block's tokens, x, dy and dx. The serial chain
+is the scan over chunks, T / chunk_tokens multiply-adds, and backward T / L of them.
 
 Exponents are sums of dt, none a difference of two longer sums, so a decay of any strength is exact.
 The state and all sums are float32; operands of products are bfloat16 where x, B and C all are.
@@ -99,7 +99,7 @@ def _chunk_states_kernel(
     chunk, num_chunks = tl.program_id(0), tl.num_programs(0)
     columns = tl.cdiv(N, BLOCK_N)
     tiles = tl.cdiv(P, BLOCK_P) * columns
-    head, tile = tl.program_id(1) // tiles, tl.program_id(1) % tiles
+    head, tile = (tl.program_id(1) // tiles).to(tl.int64), tl.program_id(1) % tiles
     batch = tl.program_id(2).to(tl.int64)
     rows = tl.arange(0, L)
     channels = tile // columns * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -143,18 +143,17 @@ def _carry_kernel(
     head = tl.program_id(1)
     batch = tl.program_id(2).to(tl.int64)
     A = tl.load(A_ptr + head)
-    entry_ptr = states_ptr + (batch * (num_chunks + 1) * H + head) * PN + entries
-    from_ptr = elapsed_ptr + batch * num_chunks * H + head
-    width = H.to(tl.int64) * PN
-    start = num_chunks if IS_BACKWARD else 0
-    state = tl.load(entry_ptr + start * width, mask=is_entry, other=0.0)
+    slots = batch * (num_chunks + 1)
+    first = slots + num_chunks if IS_BACKWARD else slots
+    state = tl.load(states_ptr + (first * H + head) * PN + entries, mask=is_entry, other=0.0)
     for i in range(num_chunks):
         chunk = num_chunks - 1 - i if IS_BACKWARD else i
-        slot = chunk if IS_BACKWARD else chunk + 1
-        elapsed = tl.load(from_ptr + chunk.to(tl.int64) * H)
-        added = tl.load(entry_ptr + slot * width, mask=is_entry, other=0.0)
+        elapsed = tl.load(elapsed_ptr + (batch * num_chunks + chunk) * H + head)
+        slot = slots + chunk if IS_BACKWARD else slots + chunk + 1
+        entry_ptr = states_ptr + (slot * H + head) * PN + entries
+        added = tl.load(entry_ptr, mask=is_entry, other=0.0)
         state = tl.exp(A * elapsed) * state + added
-        tl.store(entry_ptr + slot * width, state, mask=is_entry)
+        tl.store(entry_ptr, state, mask=is_entry)
 
 
 @triton.jit
@@ -168,7 +167,7 @@ def _output_kernel(
     block, num_blocks = tl.program_id(0), tl.num_programs(0)
     chunk, m = block // M, block % M
     parts = tl.cdiv(P, BLOCK_P)
-    head, part = tl.program_id(1) // parts, tl.program_id(1) % parts
+    head, part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
     group = head // heads_per_group
     batch = tl.program_id(2).to(tl.int64)
     rows, columns = tl.arange(0, L), tl.arange(0, BLOCK_P)
@@ -232,7 +231,7 @@ def _gradient_kernel(
     (p, B, T, H, N)."""
     block, num_blocks = tl.program_id(0), tl.num_programs(0)
     parts = tl.cdiv(P, BLOCK_P)
-    head, part = tl.program_id(1) // parts, tl.program_id(1) % parts
+    head, part = (tl.program_id(1) // parts).to(tl.int64), tl.program_id(1) % parts
     group = head // heads_per_group
     batch = tl.program_id(2).to(tl.int64)
     rows, columns = tl.arange(0, L), tl.arange(0, BLOCK_P)
@@ -272,7 +271,7 @@ def _gradient_kernel(
     decay_upto, decay_after = tl.exp(A * upto), tl.exp(A * after)
     slot = ((batch * (num_blocks + 1) + block) * H + head) * P * N + part * BLOCK_P * N
     h_ptr = states_ptr + slot
-    g_ptr = gradients_ptr + slot + H.to(tl.int64) * P * N
+    g_ptr = gradients_ptr + slot + H * P * N
     products_i, products_j = tl.zeros((L,), dtype=tl.float32), tl.zeros((L,), dtype=tl.float32)
     through = tl.zeros((BLOCK_P,), dtype=tl.float32)
     carried = tl.zeros((L, BLOCK_P), dtype=tl.float32)
