@@ -22,6 +22,8 @@ Glossary, beside that of `plain`:
     dX             gradient of X; dW that of the weights after the mini-batch, then of those before it
 """
 
+# mypy: allow-untyped-defs
+
 from __future__ import annotations
 
 from typing import Any

@@ -21,7 +21,13 @@ Check = Callable[..., None]
 
 
 def tensors(
-    num_tokens: int, *, width: int, position: int = 0, mini_batch_tokens: int = 16, batch_size: int = 1
+    num_tokens: int,
+    *,
+    width: int,
+    position: int = 0,
+    mini_batch_tokens: int = 16,
+    batch_size: int = 1,
+    heads: int = 1,
 ) -> list[Tensor]:
     """The inputs in the order of NAMES, float64 that float32 holds exactly, the tokens' in bfloat16."""
     generator = torch.Generator().manual_seed(num_tokens + width)
@@ -29,7 +35,6 @@ def tensors(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    heads = 2
     inputs = [
         *(normal(batch_size, num_tokens, heads, width) for _ in range(3)),
         normal(batch_size, num_tokens, heads).sigmoid() / width,
@@ -86,11 +91,14 @@ def check_all(
 # One token; a mini-batch less one; whole ones; several and a part; from inside one: to its end, not to
 # its end, past it.
 CASES = [(1, 0), (15, 0), (16, 0), (37, 0), (3, 13), (4, 5), (29, 5)]
+CASES_OF_WIDTHS = [
+    *((num_tokens, position, WIDTHS[0]) for num_tokens, position in CASES),
+    *((num_tokens, position, width) for width in WIDTHS[1:] for num_tokens, position in [(37, 0), (29, 5)]),
+]
 
 
 @pytest.mark.usefixtures("nan_filled_buffers")
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize(("num_tokens", "position"), CASES)
+@pytest.mark.parametrize(("num_tokens", "position", "width"), CASES_OF_WIDTHS)
 def test_values_and_gradients_are_those_of_the_definition(
     num_tokens: int,
     position: int,
@@ -99,7 +107,7 @@ def test_values_and_gradients_are_those_of_the_definition(
     kernel_dtype: torch.dtype,
     assert_kernel_close: Check,
 ) -> None:
-    inputs = tensors(num_tokens, width=width, position=position)
+    inputs = tensors(num_tokens, width=width, position=position, heads=2)
     check_all(inputs, position, kernel_device, kernel_dtype, assert_kernel_close)
 
 
@@ -144,7 +152,7 @@ def test_weights_are_recomputed_from_the_stored_ones(
 def test_many_mini_batches_and_rows_of_a_batch(
     kernel_device: torch.device, kernel_dtype: torch.dtype, assert_kernel_close: Check
 ) -> None:
-    inputs = tensors(2000 if HAS_GPU else 40, width=WIDTHS[0], batch_size=2)
+    inputs = tensors(2000 if HAS_GPU else 40, width=WIDTHS[0], batch_size=2, heads=2)
     check_all(inputs, 0, kernel_device, kernel_dtype, assert_kernel_close, against="plain")
 
 
@@ -181,7 +189,7 @@ def test_single_tokens_are_one_call(
     width: int, kernel_device: torch.device, kernel_dtype: torch.dtype, assert_kernel_close: Check
 ) -> None:
     """Decoding, across the end of a mini-batch of 4."""
-    inputs = as_inputs(tensors(10, width=width, mini_batch_tokens=4, batch_size=2), kernel_device, kernel_dtype)
+    inputs = as_inputs(tensors(10, width=width, mini_batch_tokens=4, heads=2), kernel_device, kernel_dtype)
     tokens, parameters = inputs[:NUM_TOKEN_INPUTS], inputs[NUM_TOKEN_INPUTS:NUM_INPUTS]
     with torch.no_grad():
         expected = call(inputs, 0)
