@@ -48,8 +48,8 @@ def tensors(
 
 
 def as_inputs(inputs: list[Tensor], device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Leaves for the kernel: the tokens' tensors in `dtype`, parameters and state in float32. An open gradient
-    of zeros needs none, as at the start of training."""
+    """Leaves for the kernel: the tokens' tensors in `dtype`, parameters and state in float32. An open
+    gradient of zeros needs none, as at the start of training."""
     leaves = [
         t.detach().to(device, dtype if i < NUM_TOKEN_INPUTS else torch.float32) for i, t in enumerate(inputs)
     ]
@@ -125,9 +125,7 @@ def test_any_size_of_mini_batch(
     kernel_dtype: torch.dtype,
     assert_kernel_close: Check,
 ) -> None:
-    inputs = tensors(
-        num_tokens, width=WIDTHS[0], position=position, mini_batch_tokens=mini_batch_tokens
-    )
+    inputs = tensors(num_tokens, width=WIDTHS[0], position=position, mini_batch_tokens=mini_batch_tokens)
     check_all(inputs, position, kernel_device, kernel_dtype, assert_kernel_close)
 
 
