@@ -7,13 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from archs.ops.operation import Implementation, Operation
+from archs.ops.operation import Implementation, Operation, triton_kernel
 
 OPERATION = Operation(
     name="ttt_linear",
     implementations={
         "reference": Implementation(target="archs.ops.ttt_linear.reference:ttt_linear"),
         "plain": Implementation(target="archs.ops.ttt_linear.plain:ttt_linear"),
+        "triton": triton_kernel("archs.ops.ttt_linear.kernel:ttt_linear"),
     },
     auto={"cpu": ["plain"], "cuda": ["plain"]},
 )
@@ -58,9 +59,11 @@ def ttt_linear(
     implementation cannot run.
     """
     check_position(position, token_scale.shape[0])
-    function = OPERATION.function(implementation, q.device)
-    dtype = state.weight.dtype
-    inputs = [t.to(dtype) for t in (q, k, v, lr, token_scale, ln_weight, ln_bias)]
+    name = OPERATION.resolve(implementation, q.device)
+    function = OPERATION.function(name, q.device)
+    inputs = [q, k, v, lr, token_scale, ln_weight, ln_bias]
+    if not OPERATION.implementations[name].is_triton:  # a kernel reads them as they are
+        inputs = [t.to(state.weight.dtype) for t in inputs]
     with torch.autocast(q.device.type, enabled=False):
         y, state = function(*inputs, state, position, norm_eps=norm_eps)
     return y.to(q.dtype), state
