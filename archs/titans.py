@@ -158,17 +158,20 @@ class NeuralMemory(nn.Module):
 
     def flops_per_token(self, written_together: int) -> float:
         """Projections, convolutions, gates, and the memory: with P weights a head, P1 of them in
-        the first layer, and b tokens written together, 12 P - 2 P1 + 2 b sum(in + out) a head.
+        the first layer, and b tokens written together,
+        12 P - 2 P1 + 2 b sum(in + out) + 2 b (b + 1) a head.
         Elementwise work is not counted.
 
         The gradient takes 2 P forward and 2 (P - P1) back, its sums into weights and momentum 4 P,
-        the queries' products with both 4 P, the b x b products 2 b (in + out) a layer. A token on
-        its own needs one sum and one product of the query: 8 P - 2 P1."""
+        the queries' products with both 4 P, the b x b products 2 b (in + out) a layer, the gates'
+        coefficients 2 b (b + 1). A token on its own needs one sum and one product of the query:
+        8 P - 2 P1."""
         num_weights = sum(w.numel() for w in self.start)
         memory = 8.0 * num_weights - 2.0 * self.start[0].numel()
         if written_together > 1:
             widths = self.num_heads * sum(w.shape[1] + w.shape[2] for w in self.start)
             memory += 4.0 * num_weights + 2.0 * written_together * widths
+            memory += 2.0 * self.num_heads * written_together * (written_together + 1)
         linear = sum(layer.weight.numel() for layer in (*self.projections, self.gates))
         return memory + 2.0 * linear + sum(conv.flops_per_token() for conv in self.convs)
 

@@ -14,6 +14,8 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 #: Packages whose version is recorded where they are installed.
+#: Environment variables that change what is measured.
+VARIABLES = ("MALLOC_", "OMP_", "MKL_", "TRITON_INTERPRET")
 PACKAGES = ("triton", "mamba-ssm", "flash-attn", "causal-conv1d", "hydra-core", "numpy")
 
 
@@ -36,6 +38,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "git_commit": commit,
         "is_dirty": is_dirty,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,12 @@ from harness.config import build_model, compose_config, matched_model_config, re
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ARCHITECTURES = sorted(path.stem for path in (REPOSITORY / "conf" / "arch").glob("*.yaml"))
+
+
+def pytest_configure() -> None:
+    """Without a GPU our Triton kernels run in Triton's interpreter, which is decided where one is defined."""
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def is_pretrained(arch: str) -> bool:

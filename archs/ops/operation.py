@@ -24,22 +24,19 @@ class Implementation:
     devices:      device types it runs on.
     requires:     an importable package it needs, or None.
     install_hint: what to type when the package is missing.
-    is_triton:    written in Triton, and so also on a CPU where TRITON_INTERPRET=1 has Triton interpret it.
     """
 
     target: str
     devices: Sequence[str] = ("cpu", "cuda")
     requires: str | None = None
     install_hint: str = ""
-    is_triton: bool = False
 
 
 def triton_kernel(target: str) -> Implementation:
-    """Our own kernel: a function around Triton, at "module:function"."""
+    """Our own kernel: a function around Triton, at "module:function". It runs on a CPU too where
+    TRITON_INTERPRET=1 has Triton interpret it, which is for tests: a run's header says so."""
     hint = "pip install 'longarch[kernels]'"
-    return Implementation(
-        target=target, devices=("cuda",), requires="triton", install_hint=hint, is_triton=True
-    )
+    return Implementation(target=target, devices=("cuda",), requires="triton", install_hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +53,7 @@ class Operation:
             valid = ", ".join(["auto", *self.implementations])
             return f"{self.name} has no implementation {name!r}; choose one of {valid}."
         implementation = self.implementations[name]
-        is_interpreted = implementation.is_triton and os.environ.get("TRITON_INTERPRET") == "1"
+        is_interpreted = implementation.requires == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
         if device.type not in implementation.devices and not (is_interpreted and device.type == "cpu"):
             needed = " or ".join(implementation.devices)
             return (

@@ -43,15 +43,19 @@ def coefficients_of(decay: Tensor, step_size: Tensor, momentum: Tensor) -> Coeff
 class _Coefficients(torch.autograd.Function):
     """Column 0 is what was there before the chunk, column 1 + j is token j; row i is after token i:
     decays[i, 1 + j] is the product of the keeps j + 1 to i, momenta of the momenta, and
-    P = momenta * sources, C = decays[:, 1:] P."""
+    P = momenta * sources, C = decays[:, 1:] P.
+
+    The gradient is by hand: automatic differentiation of a loop over the rows takes many small operations,
+    and cumprod's own divides by its input."""
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, step_size: Tensor, momentum: Tensor) -> tuple[Tensor, ...]:
-        momenta, decays = _range_products(torch.stack((momentum, 1 - decay)))
+        products = _range_products(torch.stack((momentum, 1 - decay)))
+        momenta, decays = products
         sources = torch.cat((torch.ones_like(step_size[..., :1]), -step_size), dim=-1)[..., None, :]
         p = momenta * sources
         c = decays[..., 1:] @ p
-        ctx.save_for_backward(momenta, decays, sources, p)
+        ctx.save_for_backward(products, sources, p)
         alpha, beta, last_c, last_p = decays[..., :1], c[..., :1], c[..., -1, :, None], p[..., -1, :, None]
         return (
             alpha.contiguous(),
@@ -67,7 +71,8 @@ class _Coefficients(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        momenta, decays, sources, p = ctx.saved_tensors
+        products, sources, p = ctx.saved_tensors
+        momenta, decays = products
         g = Coefficients(*gradients)
         with torch.autocast(p.device.type, enabled=False):
             g_c = torch.cat((g.beta, g.mixing), dim=-1)
@@ -76,9 +81,8 @@ class _Coefficients(torch.autograd.Function):
             g_p[..., -1, :] += torch.cat((g.last_p, g.last_momentum_mixing), dim=-2)[..., 0]
             g_decays = torch.cat((g.alpha, g_c @ p.mT), dim=-1)
             g_decays[..., -1:, :1] += g.last_alpha
-            g_momentum, g_keep = _range_products_backward(
-                torch.stack((momenta, decays)), torch.stack((g_p * sources, g_decays))
-            )
+            g_products = torch.stack((g_p * sources, g_decays))
+            g_momentum, g_keep = _range_products_backward(products, g_products)
         return -g_keep, -(g_p * momenta)[..., 1:].sum(dim=-2), g_momentum
 
 

@@ -3,8 +3,7 @@ and otherwise on a CPU in Triton's interpreter, in float32 alone."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ import torch
 from torch import Tensor
 
 HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:  # read where a kernel is defined: before the first is imported
-    os.environ["TRITON_INTERPRET"] = "1"
 
 #: Largest relative error in the 2-norm against the float64 reference on the same rounded inputs.
 KERNEL_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -47,7 +44,7 @@ def assert_kernel_close() -> Callable[..., None]:
 
 
 @pytest.fixture
-def nan_filled_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nan_filled_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every empty buffer holds NaN, so that what a kernel does not write is seen."""
 
     def filled(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -60,4 +57,3 @@ def nan_filled_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch, "empty", filled(torch.empty))
     monkeypatch.setattr(torch, "empty_like", filled(torch.empty_like))
     monkeypatch.setattr(Tensor, "new_empty", filled(Tensor.new_empty))
-    yield
