@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
-from archs.layers import CausalConvolution, rotary
+from archs.layers import CausalConvolution, rotary_table, rotate
 from archs.ops.neural_memory import NeuralMemoryState, read
 from archs.ops.operation import Implementation, Operation
 from archs.titans import MemoryGate, NeuralMemory
@@ -48,6 +48,20 @@ class MACState(NamedTuple):
     before_segment: tuple[Tensor, ...]
     tails: tuple[Tensor, ...]
     num_tokens: int
+
+
+class _Piece(NamedTuple):
+    """C tokens of one segment, with what follows from the input alone and is computed once for all
+    segments of a call: x (B, C, D); the retrieval's q, and attention's q and k, rotated, and v,
+    (B, C, H, K) each; the rotation's cosines and sines (1, C, 1, K / 2)."""
+
+    x: Tensor
+    retrieval_q: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cos: Tensor
+    sin: Tensor
 
 
 class TitansMAC(Mixer):
@@ -125,46 +139,63 @@ class TitansMAC(Mixer):
         self.norm = nn.RMSNorm(d_model, eps=norm_eps)
         self.gate = MemoryGate(d_model=d_model, norm_eps=norm_eps)
 
-    def _segment(
-        self, x: Tensor, past: tuple[Tensor, Tensor], state: MACState
-    ) -> tuple[Tensor, tuple[Tensor, Tensor], NeuralMemoryState]:
-        """Tokens (B, C, D) of the open segment, whose keys and values so far are `past` -> output
-        (B, C, D), their own keys and values (B, 2 C, H, K), memory. Updates the tails in place."""
-        offset = state.num_tokens % self.segment_tokens
-        tails = state.tails or (None,) * 7
-        retrieved = read(self.memory.project(0, x, tails[3]), state.before_segment)
-        retrieved = self.retrieved_norm(retrieved).flatten(2)
+    def _pieces(self, x: Tensor, state: MACState) -> list[_Piece]:
+        """The next tokens (B, T, D), cut where segments end. Updates the tails of attention and of the
+        retrieval in place."""
+        tails = state.tails[:4] or (None,) * 4
+        retrieval_q = self.memory.project(0, x, tails[3])
         q, k, v = (projection(x) for projection in self.projections)
         if self.convs:
             q, k, v = (
                 c.prefill(t, tail)[0] for c, t, tail in zip(self.convs, (q, k, v), tails, strict=False)
             )
-        keys, values = (
-            torch.stack((projection(retrieved), own), dim=2)
-            for projection, own in zip(self.projections[1:], (k, v), strict=True)
-        )  # (B, C, 2, D)
-        positions = torch.arange(offset, offset + x.shape[1], device=x.device)
-        q = rotary(q.unflatten(-1, (-1, self.head_width)), positions, theta=self.rope_theta)
-        keys = keys.flatten(1, 2).unflatten(-1, (-1, self.head_width))
-        keys = rotary(keys, positions.repeat_interleave(2), theta=self.rope_theta)
-        values = values.flatten(1, 2).unflatten(-1, (-1, self.head_width))
-        attended = self._attend(
-            q, torch.cat((past[0], keys), dim=1), torch.cat((past[1], values), dim=1), positions
+        q, k, v = (t.unflatten(-1, (-1, self.head_width)) for t in (q, k, v))
+        num_tokens, offset = x.shape[1], state.num_tokens % self.segment_tokens
+        positions = torch.arange(offset, offset + num_tokens, device=x.device) % self.segment_tokens
+        table = rotary_table(positions, self.head_width, theta=self.rope_theta, dtype=q.dtype)
+        whole = (x, retrieval_q, rotate(q, table), rotate(k, table), v, *(t[None] for t in table))
+        cuts = (0, *range(self.segment_tokens - offset, num_tokens, self.segment_tokens), num_tokens)
+        lengths = [last - first for first, last in itertools.pairwise(cuts)]
+        # split, because the backward pass of slices takes the whole length for every piece.
+        return [_Piece(*parts) for parts in zip(*(t.split(lengths, dim=1) for t in whole), strict=True)]
+
+    def _segment(
+        self, piece: _Piece, past: tuple[Tensor, Tensor], state: MACState
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], MACState]:
+        """Tokens of the open segment, whose keys and values so far are `past` -> what is written and
+        the memory's answer, (B, C, D) each; the tokens' keys and values (B, 2 C, H, K), which the
+        caller adds to the state's; the state. Updates the memory's tails in place."""
+        retrieved = self.retrieved_norm(read(piece.retrieval_q, state.before_segment)).flatten(2)
+        retrieved_k, retrieved_v = (
+            projection(retrieved).unflatten(-1, (-1, self.head_width)) for projection in self.projections[1:]
         )
-        y = self.norm(x + attended)
+        retrieved_k = rotate(retrieved_k, (piece.cos, piece.sin))
+        keys = torch.stack((retrieved_k, piece.k), dim=2).flatten(1, 2)
+        values = torch.stack((retrieved_v, piece.v), dim=2).flatten(1, 2)
+        attended = self._attend(
+            piece.q, torch.cat((past[0], keys), dim=1), torch.cat((past[1], values), dim=1)
+        )
+        y = self.norm(piece.x + attended)
         position = state.num_tokens % self.memory.chunk_tokens
         answer, memory = self.memory.step(y, state.memory, position, state.tails[4:])
-        return self.gate(y, y, answer), (keys, values), memory
+        state = state._replace(memory=memory, num_tokens=state.num_tokens + y.shape[1])
+        return (y, answer), (keys, values), state
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
-        """Queries (B, C, H, K) at `positions` of the segment -> (B, C, D)."""
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Queries (B, C, H, K) of the last C tokens among the keys -> (B, C, D)."""
         mask = None
         if q.shape[1] > 1:
-            token = torch.arange(keys.shape[1] - self.num_persistent_tokens, device=q.device) // 2
-            mask = F.pad(token <= positions[:, None], (self.num_persistent_tokens, 0), value=True)
+            num_persistent = self.num_persistent_tokens  # their keys count as tokens before the first
+            token = torch.arange(-num_persistent, keys.shape[1] - num_persistent, device=q.device) // 2
+            mask = token <= token[-2 * q.shape[1] :: 2, None]
         q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
         y = OPERATION.function(self.implementation, q.device)(q, keys, values, mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))
+
+    def _output(self, answered: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """What was written and the memory's answer, of every piece in order -> (B, T, D)."""
+        y, answer = (torch.cat(parts, dim=1) for parts in zip(*answered, strict=True))
+        return self.gate(y, y, answer)
 
     def _persistent(self, batch_size: int) -> tuple[Tensor, Tensor]:
         keys, values = (
@@ -180,13 +211,12 @@ class TitansMAC(Mixer):
 
     def forward(self, x: Tensor) -> Tensor:
         past = self._persistent(x.shape[0])
-        state, outputs = self._start(x.shape[0], *past), []
-        for piece in x.split(self.segment_tokens, dim=1):
+        state, answered = self._start(x.shape[0], *past), []
+        for piece in self._pieces(x, state):
             state = state._replace(before_segment=state.memory.weights)
-            y, _, memory = self._segment(piece, past, state)
-            outputs.append(y)
-            state = state._replace(memory=memory, num_tokens=state.num_tokens + piece.shape[1])
-        return torch.cat(outputs, dim=1)
+            pair, _, state = self._segment(piece, past, state)
+            answered.append(pair)
+        return self._output(answered)
 
     def _num_keys(self, max_context_tokens: int) -> int:
         return self.num_persistent_tokens + 2 * min(self.segment_tokens, max_context_tokens)
@@ -208,21 +238,18 @@ class TitansMAC(Mixer):
                 f"the state has room for {num_slots} tokens and was given {stop}; "
                 "ask init_state for a larger max_context_tokens"
             )
-        outputs, first = [], 0
-        while first < x.shape[1]:
+        answered = []
+        for piece in self._pieces(x, state):
             offset = state.num_tokens % self.segment_tokens
-            piece = x[:, first : first + self.segment_tokens - offset]
             if offset == 0:
                 state = state._replace(before_segment=tuple(w.clone() for w in state.memory.weights))
             used = self.num_persistent_tokens + 2 * offset
             past = (state.keys[:, :used], state.values[:, :used])
-            y, new, memory = self._segment(piece, past, state)
+            pair, new, state = self._segment(piece, past, state)
             for buffer, entries in zip(state[:2], new, strict=True):
                 buffer[:, used : used + entries.shape[1]] = entries
-            outputs.append(y)
-            first += piece.shape[1]
-            state = state._replace(memory=memory, num_tokens=state.num_tokens + piece.shape[1])
-        return torch.cat(outputs, dim=1), state
+            answered.append(pair)
+        return self._output(answered), state
 
     def decode(self, x: Tensor, state: MACState) -> tuple[Tensor, MACState]:
         y, state = self.prefill(x[:, None], state)
