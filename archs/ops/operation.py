@@ -31,6 +31,11 @@ class Implementation:
     requires: str | None = None
     install_hint: str = ""
 
+    @property
+    def is_triton(self) -> bool:
+        """Whether it is a kernel of ours, which takes its inputs in their own dtype."""
+        return self.requires == "triton"
+
 
 def triton_kernel(target: str) -> Implementation:
     """Our own kernel: a function around Triton, at "module:function". It runs on a CPU too where
@@ -53,7 +58,7 @@ class Operation:
             valid = ", ".join(["auto", *self.implementations])
             return f"{self.name} has no implementation {name!r}; choose one of {valid}."
         implementation = self.implementations[name]
-        is_interpreted = implementation.requires == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+        is_interpreted = implementation.is_triton and os.environ.get("TRITON_INTERPRET") == "1"
         if device.type not in implementation.devices and not (is_interpreted and device.type == "cpu"):
             needed = " or ".join(implementation.devices)
             return (
