@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import compose_config
+from harness.config import compose_config, resolve
+from harness.record import Header, read
 from reports.load import Results, load
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "reports" / "published" / "cpu_small"
@@ -52,6 +53,23 @@ def test_short_convolutions_recall_at_trained_lengths(arch: str, results: Result
     for length, accuracies in lengths.items():
         assert len(accuracies) == 5
         assert sum(accuracies) / len(accuracies) >= RECALL, length
+
+
+@pytest.mark.parametrize("folder", ["cpu_small", "titans_long"])
+def test_published_models_were_trained_as_the_configuration_says(folder: str) -> None:
+    paths = sorted((PUBLISHED.parent / folder / "records").glob("*.jsonl"))
+    headers = [record for path in paths for record in read(path) if isinstance(record, Header)]
+    assert headers
+    train, size = (
+        resolve(compose_config([f"experiment={folder}", "arch=transformer"]))[key]
+        for key in ("train", "size")
+    )
+    for header in headers:
+        published = header.config
+        for key in ("num_steps", "warmup_fraction", "final_ratio", "stream"):
+            assert published["train"][key] == train[key], (header.job, key)
+        for key in ("d_model", "num_layers", "window_tokens"):
+            assert published["size"][key] == size[key], (header.job, key)
 
 
 def test_titans_over_long_documents_are_what_the_readme_says() -> None:
