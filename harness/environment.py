@@ -13,9 +13,10 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-#: Packages whose version is recorded where they are installed.
-#: Environment variables that change what is measured.
+#: How the names of environment variables begin that change what is measured.
 VARIABLES = ("MALLOC_", "OMP_", "MKL_", "TRITON_INTERPRET")
+
+#: Packages whose version is recorded where they are installed.
 PACKAGES = ("triton", "mamba-ssm", "flash-attn", "causal-conv1d", "hydra-core", "numpy")
 
 

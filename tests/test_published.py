@@ -60,10 +60,8 @@ def test_published_models_were_trained_as_the_configuration_says(folder: str) ->
     paths = sorted((PUBLISHED.parent / folder / "records").glob("*.jsonl"))
     headers = [record for path in paths for record in read(path) if isinstance(record, Header)]
     assert headers
-    train, size = (
-        resolve(compose_config([f"experiment={folder}", "arch=transformer"]))[key]
-        for key in ("train", "size")
-    )
+    config = resolve(compose_config([f"experiment={folder}", "arch=transformer"]))
+    train, size = config["train"], config["size"]
     for header in headers:
         published = header.config
         for key in ("num_steps", "warmup_fraction", "final_ratio", "stream"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from torch import Tensor
 
 
 class ImplementationUnavailable(ValueError):
@@ -33,13 +34,14 @@ class Implementation:
 
     @property
     def is_triton(self) -> bool:
-        """Whether it is a kernel of ours, which takes its inputs in their own dtype."""
+        """Whether it is a kernel of ours."""
         return self.requires == "triton"
 
 
 def triton_kernel(target: str) -> Implementation:
     """Our own kernel: a function around Triton, at "module:function". It runs on a CPU too where
-    TRITON_INTERPRET=1 has Triton interpret it, which is for tests: a run's header says so."""
+    TRITON_INTERPRET=1 has Triton interpret it, which is for tests: a run's header says so. No GPU has run
+    one of ours yet, so no operation's `auto` names it."""
     hint = "pip install 'longarch[kernels]'"
     return Implementation(target=target, devices=("cuda",), requires="triton", install_hint=hint)
 
@@ -89,6 +91,16 @@ class Operation:
     def function(self, name: str, device: torch.device) -> Callable:
         """The callable behind `name` or `auto` on `device`; raises as `resolve`."""
         return _load(self.implementations[self.resolve(name, device)].target)
+
+    def function_and_inputs(
+        self, name: str, inputs: Sequence[Tensor], dtype: torch.dtype
+    ) -> tuple[Callable, list[Tensor]]:
+        """`function` for the device of `inputs`, and these in `dtype`, that of the arithmetic; a kernel of
+        ours reads them in their own."""
+        name = self.resolve(name, inputs[0].device)
+        if not self.implementations[name].is_triton:
+            inputs = [tensor.to(dtype) for tensor in inputs]
+        return _load(self.implementations[name].target), list(inputs)
 
 
 @cache

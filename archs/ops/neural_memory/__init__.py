@@ -16,7 +16,6 @@ OPERATION = Operation(
         "plain": Implementation(target="archs.ops.neural_memory.plain:neural_memory"),
         "triton": triton_kernel("archs.ops.neural_memory.kernel:neural_memory"),
     },
-    # The kernel has not been run on a GPU yet, and so is only used where it is asked for.
     auto={"cpu": ["plain"], "cuda": ["plain"]},
 )
 
@@ -68,11 +67,8 @@ def neural_memory(
         raise ValueError(f"chunk_tokens={chunk_tokens} must be positive")
     if not 0 <= position < chunk_tokens:
         raise ValueError(f"position={position} must lie in a chunk of {chunk_tokens} tokens")
-    implementation = OPERATION.resolve(implementation, q.device)
-    function = OPERATION.function(implementation, q.device)
-    inputs = (q, k, v, decay, step_size, momentum)
-    if implementation != "triton":  # which loads them as they are
-        inputs = tuple(t.to(state.weights[0].dtype) for t in inputs)
+    tensors = (q, k, v, decay, step_size, momentum)
+    function, inputs = OPERATION.function_and_inputs(implementation, tensors, state.weights[0].dtype)
     with torch.autocast(q.device.type, enabled=False):
         y, new = function(*inputs, state, position, chunk_tokens=chunk_tokens)
     if (position + q.shape[1]) % chunk_tokens == 0:

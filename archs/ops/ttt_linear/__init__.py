@@ -59,11 +59,8 @@ def ttt_linear(
     implementation cannot run.
     """
     check_position(position, token_scale.shape[0])
-    name = OPERATION.resolve(implementation, q.device)
-    function = OPERATION.function(name, q.device)
-    inputs = [q, k, v, lr, token_scale, ln_weight, ln_bias]
-    if not OPERATION.implementations[name].is_triton:  # a kernel reads them as they are
-        inputs = [t.to(state.weight.dtype) for t in inputs]
+    tensors = (q, k, v, lr, token_scale, ln_weight, ln_bias)
+    function, inputs = OPERATION.function_and_inputs(implementation, tensors, state.weight.dtype)
     with torch.autocast(q.device.type, enabled=False):
         y, state = function(*inputs, state, position, norm_eps=norm_eps)
     return y.to(q.dtype), state

@@ -52,11 +52,8 @@ def ttt_mlp(
     f(x) = x + LN(gelu(x W_in + bias_in) W_out + bias_out), GELU in its tanh form.
     """
     check_position(position, token_scale.shape[0])
-    name = OPERATION.resolve(implementation, q.device)
-    function = OPERATION.function(name, q.device)
-    inputs = (q, k, v, lr, token_scale, ln_weight, ln_bias)
-    if name != "triton":  # which reads them in their own dtype and computes in the state's all the same
-        inputs = tuple(t.to(state.weight_in.dtype) for t in inputs)
+    tensors = (q, k, v, lr, token_scale, ln_weight, ln_bias)
+    function, inputs = OPERATION.function_and_inputs(implementation, tensors, state.weight_in.dtype)
     with torch.autocast(q.device.type, enabled=False):
         y, state = function(*inputs, state, position, norm_eps=norm_eps)
     return y.to(q.dtype), state
