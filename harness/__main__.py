@@ -4,35 +4,52 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from harness import jobs
 from harness.callbacks import Sweep
 from harness.config_dir import CONFIG_DIR, register_resolvers
 from harness.errors import sentence
 from harness.jobs import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, InputError
+from harness.pool import Pool
+from harness.record import Point
 from harness.runner import run
 
 _crashes: list[str] = []
+_pool = Pool()
 
 
 @hydra.main(config_path=CONFIG_DIR, config_name="config", version_base="1.3")
 def job(config: DictConfig) -> None:
     """One Hydra job. A user's mistake ends the sweep; a typed failure does not."""
+    with _mistakes():
+        run(config, _pool, _on_end)
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """A user's mistake is one sentence and an exit code; Hydra would print more."""
     try:
-        failures = run(config)
+        yield
     except (ValueError, OSError, OmegaConfBaseException) as error:
         if not isinstance(error, InputError) or str(error):
             print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(EXIT_INPUT_ERROR) from None
+
+
+def _on_end(failures: list[Point]) -> None:
     for point in failures:
         text = f"{point.arch}, {point.task} {point.cell}: {point.status}: {point.reason}"
         print(text, file=sys.stderr)
         if point.status == "crashed":
             _crashes.append(text)
+    Sweep.job_done()
 
 
 def summarise(folder: Path) -> None:
@@ -51,6 +68,8 @@ def main() -> int:
     register_resolvers()
     try:
         job()
+        with _mistakes():
+            _pool.wait()
         for folder in Sweep.finished:
             summarise(folder)
     except KeyboardInterrupt:
@@ -62,6 +81,8 @@ def main() -> int:
             raise
         print(f"error: {text}", file=sys.stderr)
         return EXIT_INPUT_ERROR
+    finally:
+        _pool.stop(jobs.stop)
     return 1 if _crashes else 0
 
 

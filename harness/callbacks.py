@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -18,15 +17,14 @@ class Sweep(Callback):
     """Prints how far a sweep is and how long it has left, and remembers what folder to report on.
 
     Hydra turns an exception in a callback into a warning, so the report itself is rendered by
-    harness.__main__, from `finished`.
+    harness.__main__, from `finished`. What Hydra takes for a job's end is the start of its process where
+    several run at once, so harness.__main__ says when one is done.
     """
 
     finished: ClassVar[list[Path]] = []
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.num_jobs = 1
-        self.num_done = 0
+    started: ClassVar[float] = 0.0
+    num_jobs: ClassVar[int] = 1
+    num_done: ClassVar[int] = 0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Counts the jobs of the grid."""
@@ -36,17 +34,18 @@ class Sweep(Callback):
         for override in OverridesParser.create().parse_overrides(overrides):
             is_sweep = override.is_sweep_override() and override.is_discrete_sweep()
             axes[override.get_key_element()] = len(list(override.sweep_string_iterator())) if is_sweep else 1
-        self.num_jobs = math.prod(axes.values())
-        print(f"{self.num_jobs} jobs, results in {config.output}", file=sys.stderr, flush=True)
+        Sweep.started, Sweep.num_jobs, Sweep.num_done = time.monotonic(), math.prod(axes.values()), 0
+        print(f"{Sweep.num_jobs} jobs, results in {config.output}", file=sys.stderr, flush=True)
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+    @classmethod
+    def job_done(cls) -> None:
         """Says what is left, from the mean of the jobs so far."""
-        self.num_done += 1
-        elapsed = time.monotonic() - self.started
-        left = elapsed / self.num_done * max(0, self.num_jobs - self.num_done)
-        if self.num_jobs > 1:
+        cls.num_done += 1
+        elapsed = time.monotonic() - cls.started
+        left = elapsed / cls.num_done * max(0, cls.num_jobs - cls.num_done)
+        if cls.num_jobs > 1:
             print(
-                f"{self.num_done}/{self.num_jobs} jobs done after {_minutes(elapsed)}, "
+                f"{cls.num_done}/{cls.num_jobs} jobs done after {_minutes(elapsed)}, "
                 f"about {_minutes(left)} left",
                 file=sys.stderr,
                 flush=True,

@@ -24,6 +24,7 @@ ROOT_HINTS: dict[str, Any] = {
     "device": Literal["auto", "cpu", "cuda"],
     "dtype": Literal["float32", "bfloat16"],
     "num_threads": int | None,
+    "num_workers": int,
     "match": Literal["parameters", "none"],
     "interleave": list[str] | None,
     "job_timeout_s": float,
@@ -57,7 +58,7 @@ OPTIONAL_ARCH_HINTS: dict[str, Any] = {
     "tasks": dict[str, dict[str, Any]],
     "expert_training": dict[str, Any] | None,
 }
-POSITIVE_KEYS = ("num_threads", "job_timeout_s")
+POSITIVE_KEYS = ("num_threads", "num_workers", "job_timeout_s")
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 

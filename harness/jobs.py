@@ -29,12 +29,24 @@ EXIT_INTERRUPTED = 130
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
+#: The workers at work. One that is no longer here, and has not ended, was stopped on purpose.
+_running: set[subprocess.Popen] = set()
+
+
 class InputError(ValueError):
     """The job cannot be done. Without a message, the worker has said why."""
 
 
-def run_job(spec: dict[str, Any], output: Path, timeout_s: float) -> list[Point]:
-    """Runs a job to its end and returns its typed failures, whoever wrote them.
+def stop() -> None:
+    """Ends every worker, from any thread: their run_job raises KeyboardInterrupt."""
+    for process in list(_running):
+        _running.discard(process)
+        process.kill()
+
+
+def run_job(spec: dict[str, Any], output: Path, timeout_s: float, line: int = 0) -> list[Point]:
+    """Runs a job to its end and returns its typed failures, whoever wrote them. Its progress bar is on line
+    `line`, from 0, below the cursor.
 
     A worker that dies is started again and goes on after the cell it died at; one that is late, or
     that died before its first cell, is started once more to give up the cells that are left. Raises
@@ -58,7 +70,7 @@ def run_job(spec: dict[str, Any], output: Path, timeout_s: float) -> list[Point]
             spec["run_ids"] = [*spec["run_ids"], uuid.uuid4().hex[:12]]
             spec_path.write_text(json.dumps(spec))
             in_flight_path.unlink(missing_ok=True)
-            code, is_late = _wait(spec_path, None if spec["give_up"] else deadline)
+            code, is_late = _wait(spec_path, None if spec["give_up"] else deadline, line)
             if code == 0:
                 return _failures(spec, output)
             if code == EXIT_INPUT_ERROR:
@@ -87,16 +99,20 @@ def _failures(spec: dict[str, Any], output: Path) -> list[Point]:
     return [p for p in points if p.run_id in spec["run_ids"] and p.status != "ok"]
 
 
-def _wait(spec_path: Path, deadline: float | None) -> tuple[int, bool]:
+def _wait(spec_path: Path, deadline: float | None, line: int = 0) -> tuple[int, bool]:
     """Exit code of the worker, and whether the deadline ended it."""
     process = subprocess.Popen(
         [sys.executable, "-m", "harness.worker", str(spec_path)],
-        env=ALLOCATOR | os.environ,
+        env=ALLOCATOR | os.environ | {"TQDM_POSITION": str(line)},
         preexec_fn=_ignore_interrupt,
     )
+    _running.add(process)
     try:
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return process.wait(remaining), False
+        code = process.wait(remaining)
+        if process not in _running:
+            raise KeyboardInterrupt
+        return code, False
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait(), True
@@ -104,6 +120,8 @@ def _wait(spec_path: Path, deadline: float | None) -> tuple[int, bool]:
         process.kill()
         process.wait()
         raise
+    finally:
+        _running.discard(process)
 
 
 def _ignore_interrupt() -> None:

@@ -4,43 +4,67 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from harness import jobs
 from harness.check import check_root
 from harness.config_dir import check_model_overrides, resolve
+from harness.pool import Pool
 from harness.record import Point, content_hash
 
 #: Where and how a job runs; what it measures does not depend on them, but for times on num_threads.
-NOT_RESULT_KEYS = ("output", "experiment_name", "num_threads", "job_timeout_s", "retry_failed", "interleave")
+NOT_RESULT_KEYS = (
+    "output",
+    "experiment_name",
+    "num_threads",
+    "num_workers",
+    "job_timeout_s",
+    "retry_failed",
+    "interleave",
+)
 
 
-def run(config: DictConfig) -> list[Point]:
-    """Runs the job that `config` describes and returns its typed failures.
+def run(config: DictConfig, pool: Pool, on_end: Callable[[list[Point]], None]) -> None:
+    """Has `pool` run the job that `config` describes; `on_end` gets its typed failures, from a thread.
 
-    With an architecture: training and the quality tasks, and, unless the sweep has a latency job of
-    its own, the architecture's latency. Without one: the latency of the `interleave` list.
+    With an architecture: training and the quality tasks, num_workers such jobs at once, and, unless the
+    sweep has a latency job of its own, the architecture's latency. Without one: the latency of the
+    `interleave` list. What times anything runs alone.
     """
     check_model_overrides(config, HydraConfig.get().overrides.task)
     resolved = plain(config)
     check_root(resolved)
-    output = Path(resolved["output"])
-    failures: list[Point] = []
+    parts: list[tuple[str, list[dict[str, Any]]]] = []
     arch, interleave = resolved.get("arch"), resolved["interleave"]
     if arch is not None:
-        failures += run_process("quality", [resolved], output)
+        parts.append(("quality", [resolved]))
         if interleave is None and "latency" in resolved["tasks"]:
-            failures += run_process("latency", [resolved], output)
+            parts.append(("latency", [resolved]))
     elif interleave:
-        failures += run_process("latency", [plain(_with_arch(name)) for name in interleave], output)
+        parts.append(("latency", [plain(_with_arch(name)) for name in interleave]))
     else:
         raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
-    return failures
+
+    def work(line: int) -> None:
+        output = Path(resolved["output"])
+        on_end([p for kind, configs in parts for p in run_process(kind, configs, output, line)])
+
+    is_alone = parts[-1][0] == "latency" or not _is_sweep_here()
+    pool.start(work, 1 if is_alone else resolved["num_workers"])
+
+
+def _is_sweep_here() -> bool:
+    """Whether this process goes through the jobs of a sweep itself: another launcher has its own way to run
+    them side by side, and takes one for done when `run` returns."""
+    settings = HydraConfig.get()
+    return settings.mode == RunMode.MULTIRUN and settings.runtime.choices["hydra/launcher"] == "basic"
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -60,7 +84,8 @@ def _with_arch(name: str) -> DictConfig:
     return hydra.compose("config", [*overrides, f"arch={name}"])
 
 
-def run_process(kind: str, configs: list[dict[str, Any]], output: Path) -> list[Point]:
+def run_process(kind: str, configs: list[dict[str, Any]], output: Path, line: int = 0) -> list[Point]:
+    """Runs one job, "quality" or "latency", in a process of its own and returns its typed failures."""
     first = configs[0]
     name = first["arch"]["name"] if kind == "quality" else "latency"
     if kind == "latency" and len(configs) == 1:
@@ -75,4 +100,4 @@ def run_process(kind: str, configs: list[dict[str, Any]], output: Path) -> list[
         "command": command_line(),
     }
     print(f"-- {spec['job']}", file=sys.stderr, flush=True)
-    return jobs.run_job(spec, output, first["job_timeout_s"])
+    return jobs.run_job(spec, output, first["job_timeout_s"], line)

@@ -50,8 +50,7 @@ def _run(spec: dict[str, Any]) -> None:
     for config in spec["configs"]:
         check_config(config)
     config = spec["configs"][0]
-    if config["num_threads"] is not None:
-        torch.set_num_threads(config["num_threads"])
+    torch.set_num_threads(num_threads(spec))
     device, dtype = choose_device(config["device"]), DTYPES[config["dtype"]]
     run = interleaved.run if spec["kind"] == "latency" else quality.run
     header = _header(spec, device)
@@ -125,6 +124,16 @@ def _logbook_maker(
         return logbook
 
     return make
+
+
+def num_threads(spec: dict[str, Any]) -> int:
+    """CPU threads of the process: num_threads, else torch's own choice, which num_workers jobs that train
+    at once share."""
+    config = spec["configs"][0]
+    if config["num_threads"] is not None:
+        return config["num_threads"]
+    num_sharing = config["num_workers"] if spec["kind"] == "quality" else 1
+    return max(1, torch.get_num_threads() // num_sharing)
 
 
 def choose_device(name: str) -> torch.device:

@@ -126,7 +126,7 @@ def quick_command(
     """`python -m harness *arguments` inside this process, its worker too: no torch is imported anew,
     and no report is rendered."""
 
-    def in_this_process(spec_path: Path, deadline: float | None) -> tuple[int, bool]:
+    def in_this_process(spec_path: Path, deadline: float | None, line: int) -> tuple[int, bool]:
         spec = json.loads(spec_path.read_text())
         spec_path.write_text(json.dumps({**spec, "parent_pid": os.getppid()}))
         return worker.main(str(spec_path)), False
@@ -134,6 +134,7 @@ def quick_command(
     def run(*arguments: str) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it; so it is put back
         monkeypatch.setattr(jobs, "_wait", in_this_process)
+        monkeypatch.setattr(runner, "_is_sweep_here", lambda: False)  # one worker at a time
         monkeypatch.setattr(sys, "argv", ["harness", *arguments])
         monkeypatch.setattr(Sweep, "finished", [])
         monkeypatch.setattr(command_line, "_crashes", [])

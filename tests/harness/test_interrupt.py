@@ -100,6 +100,50 @@ def test_a_stopped_run_goes_on_where_it_was(
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the worker in /proc")
+def test_an_interrupt_ends_all_jobs_that_run_at_once(
+    heeds_interrupts: None,
+    start: Callable[..., subprocess.Popen[str]],
+    tiny: list[str],
+    points: Callable[..., list[Point]],
+    tmp_path: Path,
+) -> None:
+    output, log = tmp_path / "output", tmp_path / "log"
+    arguments = ["--multirun", f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}", "num_workers=2"]
+    arguments += ["arch=transformer,recurrent,mamba", "task=[faults]"]
+    process = start(*arguments, "tasks.faults.faults=[none,sleep]", f"tasks.faults.log={log}")
+    wait_for(lambda: log.exists() and log.read_text().count("sleep") == 2, "both last cells", process)
+    assert len(workers_of(output)) == 2
+    process.send_signal(signal.SIGINT)  # the parent alone
+    _, err = process.communicate(timeout=30)
+    wait_for(lambda: not workers_of(output), "the workers' end")
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("Stopped.") and "Traceback" not in err
+    assert {(p.arch, p.status) for p in points(output, task="faults")} == {
+        ("transformer", "ok"),
+        ("recurrent", "ok"),
+    }, "what was under way has no record"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the worker in /proc")
+def test_a_mistake_in_one_job_ends_the_sweep_and_the_job_beside_it(
+    start: Callable[..., subprocess.Popen[str]],
+    tiny: list[str],
+    points: Callable[..., list[Point]],
+    tmp_path: Path,
+) -> None:
+    output, log = tmp_path / "output", tmp_path / "log"
+    arguments = ["--multirun", f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}", "num_workers=2"]
+    arguments += ["arch=transformer,mamba", "implementation.selective_scan=mamba_ssm", "device=cpu"]
+    arguments += ["task=[faults]", "tasks.faults.faults=[none,sleep]", f"tasks.faults.log={log}"]
+    process = start(*arguments)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 2 and not workers_of(output)
+    assert [line for line in err.splitlines() if line.startswith("error: ")] and "Traceback" not in err
+    assert "mamba" in err and not points(output, arch="mamba", task="faults")
+    assert not points(output, status="oom"), "a job that is stopped has not run out of memory"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the worker in /proc")
 def test_training_that_is_killed_goes_on_with_the_same_numbers(
     start: Callable[..., subprocess.Popen[str]],
     quick_command: Callable[..., tuple[int, str, str]],
