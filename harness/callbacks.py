@@ -44,8 +44,9 @@ class Sweep(Callback):
         elapsed = time.monotonic() - cls.started
         left = elapsed / cls.num_done * max(0, cls.num_jobs - cls.num_done)
         if cls.num_jobs > 1:
+            clear_line = "\r\x1b[K" if sys.stderr.isatty() else ""  # of a progress bar
             print(
-                f"{cls.num_done}/{cls.num_jobs} jobs done after {_minutes(elapsed)}, "
+                f"{clear_line}{cls.num_done}/{cls.num_jobs} jobs done after {_minutes(elapsed)}, "
                 f"about {_minutes(left)} left",
                 file=sys.stderr,
                 flush=True,

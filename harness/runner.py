@@ -36,7 +36,7 @@ def run(config: DictConfig, pool: Pool, on_end: Callable[[list[Point]], None]) -
 
     With an architecture: training and the quality tasks, num_workers such jobs at once, and, unless the
     sweep has a latency job of its own, the architecture's latency. Without one: the latency of the
-    `interleave` list. What times anything runs alone.
+    `interleave` list. Latency is always measured alone.
     """
     check_model_overrides(config, HydraConfig.get().overrides.task)
     resolved = plain(config)

@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from harness.record import Header
 from reports.load import Results, is_number
 from reports.quality_tables import contexts_of, longest_trained
 from reports.ranking import Ranking
@@ -107,9 +106,15 @@ def _fact(value: Any, key: str = "") -> str:
     return str(value)
 
 
-def machines(headers: list[Header]) -> int:
-    """How many different machines or torch versions the runs come from."""
-    return len({tuple(_fact(header.environment.get(key)) for key in MACHINE_KEYS) for header in headers})
+def machines(results: Results) -> int:
+    """How many different machines or torch versions the runs with times come from."""
+    timed = {p.run_id for p in results.points if any(_is_time(name) for name in p.metrics)}
+    facts = [header.environment for header in results.headers if header.run_id in timed]
+    return len({tuple(_fact(fact.get(key)) for key in MACHINE_KEYS) for fact in facts})
+
+
+def _is_time(metric: str) -> bool:
+    return metric.endswith(("_ms", "_seconds", "_per_s"))
 
 
 def warnings(results: Results) -> list[str]:
@@ -131,7 +136,7 @@ def warnings(results: Results) -> list[str]:
         found.append(
             f"{results.num_superseded} older measurements of the same cells were replaced by newer runs."
         )
-    if (count := machines(results.headers)) > 1:
+    if (count := machines(results)) > 1:
         found.append(f"The runs come from {count} different machines or versions: compare times with care.")
     if any(header.environment.get("is_dirty") for header in results.headers):
         found.append("Some runs were made from a working tree with uncommitted changes.")

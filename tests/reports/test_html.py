@@ -216,6 +216,19 @@ def test_two_machines_and_uncommitted_changes_are_pointed_out(builder: ModuleTyp
     assert "Example CPU 9000 (1 runs); Another (1 runs)" in text
 
 
+def test_a_machine_that_timed_nothing_is_not_warned_of(builder: ModuleType, tmp_path: Path) -> None:
+    def without_times(point: Point) -> Point | None:
+        return _small(replace(point, metrics={"mixture_loss_nats": 1.0}, samples={}))
+
+    one = builder.write_experiment(tmp_path / "a", archs=("mamba",), change=_small)
+    environment = {**builder.ENVIRONMENT, "cpu_name": "Another"}
+    two = builder.write_experiment(
+        tmp_path / "b", archs=("hybrid",), change=without_times, tag="b", environment=environment
+    )
+    text = render([one, two], tmp_path / "report").read_text()
+    assert "different machines" not in text and "Another (1 runs)" in text
+
+
 def test_whatever_is_missing_is_said(builder: ModuleType, tmp_path: Path) -> None:
     folder = builder.write_experiment(
         tmp_path, archs=("hybrid",), change=lambda point: point if point.task == "needle" else None
