@@ -94,6 +94,8 @@ class Decoder(SequenceModel):
         for name, value in (("vocab_size", vocab_size), ("d_model", d_model), ("num_layers", num_layers)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be positive")
+        if not mixers:
+            raise ValueError("mixers=[] must hold at least one mixer")
         if d_ff < 0:
             raise ValueError(f"d_ff={d_ff} must not be negative")
         self.vocab_size, self.d_model = vocab_size, d_model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,24 +13,18 @@ import hydra
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import jobs
 from harness.callbacks import Sweep
 from harness.config_dir import CONFIG_DIR, register_resolvers
 from harness.errors import sentence
 from harness.jobs import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, InputError
-from harness.pool import Pool
-from harness.record import Point
 from harness.runner import run
-
-_crashes: list[str] = []
-_pool = Pool()
 
 
 @hydra.main(config_path=CONFIG_DIR, config_name="config", version_base="1.3")
 def job(config: DictConfig) -> None:
     """One Hydra job. A user's mistake ends the sweep; a typed failure does not."""
     with _mistakes():
-        run(config, _pool, _on_end)
+        run(config, Sweep.pool)
 
 
 @contextmanager
@@ -41,15 +36,6 @@ def _mistakes() -> Iterator[None]:
         if not isinstance(error, InputError) or str(error):
             print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(EXIT_INPUT_ERROR) from None
-
-
-def _on_end(failures: list[Point]) -> None:
-    for point in failures:
-        text = f"{point.arch}, {point.task} {point.cell}: {point.status}: {point.reason}"
-        print(text, file=sys.stderr)
-        if point.status == "crashed":
-            _crashes.append(text)
-    Sweep.job_done()
 
 
 def summarise(folder: Path) -> None:
@@ -66,13 +52,16 @@ def main() -> int:
     """0 when done, 1 when a cell or a job's process crashed, 2 on a user's mistake, 130 when interrupted."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handler below instead of a traceback
     register_resolvers()
+    Sweep.reset()
     try:
         job()
         with _mistakes():
-            _pool.wait()
+            Sweep.pool.wait()
         for folder in Sweep.finished:
             summarise(folder)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        Sweep.pool.stop()
         print("\nStopped. What is measured is kept; the same command goes on from there.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
@@ -82,8 +71,8 @@ def main() -> int:
         print(f"error: {text}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     finally:
-        _pool.stop(jobs.stop)
-    return 1 if _crashes else 0
+        Sweep.pool.stop()
+    return 1 if Sweep.crashes else 0
 
 
 if __name__ == "__main__":

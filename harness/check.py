@@ -7,6 +7,7 @@ and a value must fit the parameter's annotation.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -70,10 +71,13 @@ def check_root(config: Mapping[str, Any]) -> None:
     _require(config, [*ROOT_HINTS, "size", "reference", "data", "train", "tasks"], "The configuration")
     check_values(config, ROOT_HINTS, "")
     _require(config["size"], [key for key in SIZE_HINTS if key != "is_published"], "size")
+    if config["seed"] < 0:
+        raise ValueError(f"seed={config['seed']} must not be negative.")
     for key in POSITIVE_KEYS:
         if config[key] is not None and config[key] <= 0:
             raise ValueError(f"{key}={config[key]} must be positive.")
     check_values(config["size"], SIZE_HINTS, "size")
+    _check_file_name("size.name", config["size"]["name"])
     for key, value in config["size"].items():
         if SIZE_HINTS.get(key) is int and value < (0 if key == "d_ff" else 1):
             raise ValueError(f"size.{key}={value} must be positive.")
@@ -81,6 +85,7 @@ def check_root(config: Mapping[str, Any]) -> None:
         if config.get(group) is not None:
             _require(config[group], list(ARCH_HINTS), group)
             check_values(config[group], ARCH_HINTS | OPTIONAL_ARCH_HINTS, group)
+            _check_file_name(f"{group}.name", config[group]["name"])
             if (config[group]["learning_rate"] is None) != config[group].get("is_pretrained", False):
                 shown = _shown(config[group]["learning_rate"])
                 raise ValueError(
@@ -89,9 +94,17 @@ def check_root(config: Mapping[str, Any]) -> None:
                 )
             if config[group]["match"] is not None:
                 _require(config[group]["match"], ["key", "step"], f"{group}.match")
+                check_values(config[group]["match"], {"step": int}, f"{group}.match")
+                if config[group]["match"]["step"] < 1:
+                    raise ValueError(f"{group}.match.step={config[group]['match']['step']} must be positive.")
                 if config[group]["match"]["key"] not in config[group]["model"]:
                     valid = [k for k in config[group]["model"] if not str(k).startswith("_")]
                     raise ValueError(unknown(f"{group}.match.key", config[group]["match"]["key"], valid))
+
+
+def _check_file_name(key: str, name: str) -> None:
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise ValueError(f"{key}={_shown(name)} names files; use letters, digits, _, -, + and . alone.")
 
 
 def check_targets(node: Any, path: str = "") -> None:

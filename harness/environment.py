@@ -55,6 +55,15 @@ def describe(device: torch.device) -> dict[str, Any]:
     return environment
 
 
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises ValueError where the device is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch sees no CUDA device here; choose device=cpu.")
+    return torch.device(name)
+
+
 def git_commit() -> tuple[str | None, bool | None]:
     """The commit and whether tracked files differ from it; (None, None) where neither is known."""
     given = os.environ.get("LONGARCH_GIT_COMMIT")

@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 import uuid
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from harness.record import Header, Point, append, read
@@ -29,24 +30,21 @@ EXIT_INTERRUPTED = 130
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 
 
-#: The workers at work. One that is no longer here, and has not ended, was stopped on purpose.
-_running: set[subprocess.Popen] = set()
+#: How often a job's thread looks whether it must end.
+POLL_S = 0.2
 
 
 class InputError(ValueError):
     """The job cannot be done. Without a message, the worker has said why."""
 
 
-def stop() -> None:
-    """Ends every worker, from any thread: their run_job raises KeyboardInterrupt."""
-    for process in list(_running):
-        _running.discard(process)
-        process.kill()
+def run_job(
+    spec: dict[str, Any], output: Path, timeout_s: float, *, line: int, stopping: threading.Event
+) -> list[Point]:
+    """Runs a job to its end and returns its typed failures, whoever wrote them.
 
-
-def run_job(spec: dict[str, Any], output: Path, timeout_s: float, line: int = 0) -> list[Point]:
-    """Runs a job to its end and returns its typed failures, whoever wrote them. Its progress bar is on line
-    `line`, from 0, below the cursor.
+    line:     of its progress bar, from 0 down.
+    stopping: ends the worker when it is set, and this with a KeyboardInterrupt.
 
     A worker that dies is started again and goes on after the cell it died at; one that is late, or
     that died before its first cell, is started once more to give up the cells that are left. Raises
@@ -63,19 +61,22 @@ def run_job(spec: dict[str, Any], output: Path, timeout_s: float, line: int = 0)
         "run_ids": [],
         "give_up": None,
     }
-    deadline = time.monotonic() + timeout_s
+    deadline = monotonic() + timeout_s
     num_lost = 0
     try:
         while True:
             spec["run_ids"] = [*spec["run_ids"], uuid.uuid4().hex[:12]]
             spec_path.write_text(json.dumps(spec))
             in_flight_path.unlink(missing_ok=True)
-            code, is_late = _wait(spec_path, None if spec["give_up"] else deadline, line)
+            code, is_late = _wait(spec_path, None if spec["give_up"] else deadline, line, stopping)
             if code == 0:
                 return _failures(spec, output)
             if code == EXIT_INPUT_ERROR:
                 raise InputError
             status, reason = _verdict(code, is_late, timeout_s)
+            num_beside = spec["configs"][0]["num_workers"] - 1
+            if status == "oom" and num_beside:
+                reason += f"; up to {num_beside} jobs ran beside it, num_workers=1 leaves it all the memory"
             is_setup = False
             if in_flight_path.exists():
                 is_setup = _record_death(in_flight_path, status, reason)
@@ -99,34 +100,34 @@ def _failures(spec: dict[str, Any], output: Path) -> list[Point]:
     return [p for p in points if p.run_id in spec["run_ids"] and p.status != "ok"]
 
 
-def _wait(spec_path: Path, deadline: float | None, line: int = 0) -> tuple[int, bool]:
+def _wait(spec_path: Path, deadline: float | None, line: int, stopping: threading.Event) -> tuple[int, bool]:
     """Exit code of the worker, and whether the deadline ended it."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness.worker", str(spec_path)],
-        env=ALLOCATOR | os.environ | {"TQDM_POSITION": str(line)},
-        preexec_fn=_ignore_interrupt,
-    )
-    _running.add(process)
+    process = _start(spec_path, line)
     try:
-        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-        code = process.wait(remaining)
-        if process not in _running:
-            raise KeyboardInterrupt
-        return code, False
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait(), True
-    except KeyboardInterrupt:  # what the worker has measured is on the disk already
+        while True:
+            try:
+                return process.wait(POLL_S), False
+            except subprocess.TimeoutExpired:
+                if stopping.is_set():  # what the worker has measured is on the disk already
+                    raise KeyboardInterrupt from None
+                if deadline is not None and monotonic() >= deadline:
+                    process.kill()
+                    return process.wait(), True
+    finally:
         process.kill()
         process.wait()
-        raise
+
+
+def _start(spec_path: Path, line: int) -> subprocess.Popen[bytes]:
+    """The worker, which inherits that Ctrl-C is held back: it is the parent's to handle."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness.worker", str(spec_path)],
+            env=ALLOCATOR | os.environ | {"TQDM_POSITION": str(line)},
+        )
     finally:
-        _running.discard(process)
-
-
-def _ignore_interrupt() -> None:
-    """Ctrl-C is the parent's to handle: a worker would end in a traceback."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _verdict(code: int, is_late: bool, timeout_s: float) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
 from archs.base import SequenceModel, resolve_implementations
@@ -117,20 +116,10 @@ def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Tra
 
 
 def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate: float) -> TrainPoint:
-    """Trains at one learning rate, or loads what was trained so, by a job beside this one too, which is
-    waited for. Raises Diverged."""
+    """Trains at one learning rate, or loads what was trained so. Raises Diverged."""
     path = checkpoint_path(job, training_hash(job.config, model_config, rate, job.corpus.content_hash))
-    lock = path.parent.parent / "locks" / path.stem
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
-        return (
-            load_point(job, path, model) if path.exists() else _train_to(job, path, model, model_config, rate)
-        )
-
-
-def _train_to(
-    job: Job, path: Path, model: SequenceModel, model_config: dict[str, Any], rate: float
-) -> TrainPoint:
+    if path.exists():
+        return load_point(job, path, model)
     training = training_settings(job.config, rate)
     torch.manual_seed(job.config["seed"])
     model.load_state_dict(build_model(model_config).state_dict())

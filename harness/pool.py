@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 
 class Pool:
-    """Starts work as soon as fewer pieces are under way than it allows beside it, itself included.
+    """Starts a piece of work once fewer than `num_at_once` are under way.
 
-    What a piece raises is raised by the next call of `start` or `wait`."""
+    on_end:   is given what each piece returned and how many are still under way, in the thread that calls
+              `start` and `wait`; what a piece raises is raised there.
+    stopping: is set when all that is under way must end.
+    """
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=None)
-        self._lines: dict[Future[None], int] = {}  # of what is under way
+    def __init__(self, on_end: Callable[[Any, int], None]) -> None:
+        self.stopping = threading.Event()
+        self._on_end = on_end
+        self._lines: dict[Future[Any], int] = {}  # of what is under way
 
-    def start(self, work: Callable[[int], None], num_at_once: int) -> None:
-        """Begins `work`, which gets the lowest free number from 0 on: the line of its progress bar. What must
-        be alone, num_at_once=1, is done on return."""
+    def start(self, work: Callable[[int], Any], num_at_once: int) -> None:
+        """Begins `work`, which is given the lowest free number from 0 on: the line of its progress bar. What
+        runs alone, with num_at_once 1, is done on return."""
         self.wait(at_most=num_at_once - 1)
         if num_at_once == 1:
-            work(0)
+            self._on_end(work(0), 0)
             return
         line = min(set(range(num_at_once)) - set(self._lines.values()))
-        self._lines[self._executor.submit(work, line)] = line
+        future: Future[Any] = Future()
+        self._lines[future] = line
+        threading.Thread(target=_fulfil, args=(future, work, line), daemon=True).start()
 
     def wait(self, at_most: int = 0) -> None:
         """Returns when no more than `at_most` pieces are under way."""
@@ -31,12 +39,17 @@ class Pool:
             done, _ = wait(self._lines, return_when=FIRST_COMPLETED)
             for future in done:
                 del self._lines[future]
-                future.result()
+                self._on_end(future.result(), len(self._lines))
 
-    def stop(self, end_processes: Callable[[], None]) -> None:
-        """Calls `end_processes` until all that is under way has ended; what it raises is dropped."""
-        while self._lines:
-            end_processes()
-            done, _ = wait(self._lines, timeout=0.1)
-            for future in done:
-                del self._lines[future]
+    def stop(self) -> None:
+        """Sets `stopping` and returns when nothing is under way; what pieces return or raise is dropped."""
+        self.stopping.set()
+        wait(self._lines)
+        self._lines.clear()
+
+
+def _fulfil(future: Future[Any], work: Callable[[int], Any], line: int) -> None:
+    try:
+        future.set_result(work(line))
+    except BaseException as error:
+        future.set_exception(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from harness import jobs
+from harness.callbacks import tell
 from harness.check import check_root
 from harness.config_dir import check_model_overrides, resolve
 from harness.pool import Pool
 from harness.record import Point, content_hash
 
-#: Where and how a job runs; what it measures does not depend on them, but for times on num_threads.
+#: Where and how a job runs. num_threads and num_workers change times and, through the order of sums, a
+#: trained model: what was measured before they were changed stands.
 NOT_RESULT_KEYS = (
     "output",
     "experiment_name",
@@ -31,33 +33,32 @@ NOT_RESULT_KEYS = (
 )
 
 
-def run(config: DictConfig, pool: Pool, on_end: Callable[[list[Point]], None]) -> None:
-    """Has `pool` run the job that `config` describes; `on_end` gets its typed failures, from a thread.
+def run(config: DictConfig, pool: Pool) -> None:
+    """Has `pool` run the job that `config` describes; what it gathers are typed failures.
 
-    With an architecture: training and the quality tasks, num_workers such jobs at once, and, unless the
-    sweep has a latency job of its own, the architecture's latency. Without one: the latency of the
-    `interleave` list. Latency is always measured alone.
+    With an architecture: training and the quality tasks, num_workers such jobs of a sweep at once. Without
+    one: the latency of the `interleave` list. Latency is measured alone; where the sweep has no latency job,
+    every job measures its own, and all run alone.
     """
     check_model_overrides(config, HydraConfig.get().overrides.task)
     resolved = plain(config)
     check_root(resolved)
-    parts: list[tuple[str, list[dict[str, Any]]]] = []
     arch, interleave = resolved.get("arch"), resolved["interleave"]
-    if arch is not None:
-        parts.append(("quality", [resolved]))
-        if interleave is None and "latency" in resolved["tasks"]:
-            parts.append(("latency", [resolved]))
-    elif interleave:
+    parts = [("quality", [resolved])] if arch is not None else []
+    if arch is None and interleave:
         parts.append(("latency", [plain(_with_arch(name)) for name in interleave]))
-    else:
+    elif arch is None:
         raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
+    elif interleave is None and "latency" in resolved["tasks"]:
+        parts.append(("latency", [resolved]))
+    if parts[-1][0] == "latency" or not _is_sweep_here():
+        for one in (c for _, configs in parts for c in configs):
+            one["num_workers"] = 1
 
-    def work(line: int) -> None:
-        output = Path(resolved["output"])
-        on_end([p for kind, configs in parts for p in run_process(kind, configs, output, line)])
+    def work(line: int) -> list[Point]:
+        return [p for part in parts for p in run_process(*part, line=line, stopping=pool.stopping)]
 
-    is_alone = parts[-1][0] == "latency" or not _is_sweep_here()
-    pool.start(work, 1 if is_alone else resolved["num_workers"])
+    pool.start(work, resolved["num_workers"])
 
 
 def _is_sweep_here() -> bool:
@@ -84,7 +85,9 @@ def _with_arch(name: str) -> DictConfig:
     return hydra.compose("config", [*overrides, f"arch={name}"])
 
 
-def run_process(kind: str, configs: list[dict[str, Any]], output: Path, line: int = 0) -> list[Point]:
+def run_process(
+    kind: str, configs: list[dict[str, Any]], *, line: int, stopping: threading.Event
+) -> list[Point]:
     """Runs one job, "quality" or "latency", in a process of its own and returns its typed failures."""
     first = configs[0]
     name = first["arch"]["name"] if kind == "quality" else "latency"
@@ -99,5 +102,6 @@ def run_process(kind: str, configs: list[dict[str, Any]], output: Path, line: in
         "config_hash": content_hash(kept),
         "command": command_line(),
     }
-    print(f"-- {spec['job']}", file=sys.stderr, flush=True)
-    return jobs.run_job(spec, output, first["job_timeout_s"], line)
+    tell(f"-- {spec['job']}")
+    output = Path(first["output"])
+    return jobs.run_job(spec, output, first["job_timeout_s"], line=line, stopping=stopping)

@@ -18,6 +18,7 @@ from archs.base import SequenceModel, resolve_implementations
 from harness.check import check_root
 from harness.config import build_model, compose_config, matched_model_config, resolve
 from harness.config_dir import CONFIG_DIR, options
+from harness.environment import choose_device
 from harness.errors import sentence
 from harness.measure import PeakMemory
 from harness.train import autocast
@@ -47,9 +48,11 @@ def measure(arch: str, overrides: Sequence[str], lengths_tokens: Sequence[int]) 
     Raises ValueError for a user's mistake."""
     config = resolve(compose_config([*overrides, f"arch={arch}"]))
     check_root(config)
-    name = config["device"]
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    device, dtype = torch.device(name), getattr(torch, config["dtype"])
+    if config.get("arch") is None:
+        raise ValueError(
+            "harness.training_memory needs an architecture; write arch=NAME, or leave it out for all."
+        )
+    device, dtype = choose_device(config["device"]), getattr(torch, config["dtype"])
     torch.manual_seed(config["seed"])
     model = build_model(matched_model_config(config)[0]).to(device)
     resolve_implementations(model, device)

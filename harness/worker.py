@@ -25,8 +25,6 @@ from harness.logbook import Logbook, write_in_flight
 from harness.measure import is_out_of_memory
 from harness.record import Header, content_hash
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 def main(spec_path: str) -> int:
     """Runs the job and returns the exit code; a user's mistake is one sentence on stderr."""
@@ -50,8 +48,8 @@ def _run(spec: dict[str, Any]) -> None:
     for config in spec["configs"]:
         check_config(config)
     config = spec["configs"][0]
-    torch.set_num_threads(num_threads(spec))
-    device, dtype = choose_device(config["device"]), DTYPES[config["dtype"]]
+    torch.set_num_threads(num_threads(config))
+    device, dtype = environment.choose_device(config["device"]), getattr(torch, config["dtype"])
     run = interleaved.run if spec["kind"] == "latency" else quality.run
     header = _header(spec, device)
     _announce(spec, device, header)
@@ -126,23 +124,11 @@ def _logbook_maker(
     return make
 
 
-def num_threads(spec: dict[str, Any]) -> int:
-    """CPU threads of the process: num_threads, else torch's own choice, which num_workers jobs that train
-    at once share."""
-    config = spec["configs"][0]
-    if config["num_threads"] is not None:
-        return config["num_threads"]
-    num_sharing = config["num_workers"] if spec["kind"] == "quality" else 1
-    return max(1, torch.get_num_threads() // num_sharing)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises ValueError where the device is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda: torch sees no CUDA device here; choose device=cpu.")
-    return torch.device(name)
+def num_threads(config: dict[str, Any]) -> int:
+    """CPU threads of the process: num_threads, else torch's own choice, which the jobs that run at once
+    share."""
+    given: int | None = config["num_threads"]
+    return max(1, torch.get_num_threads() // config["num_workers"]) if given is None else given
 
 
 def _end_with(parent_pid: int) -> None:

@@ -156,9 +156,9 @@ def latency_cells_table(results: Results) -> Table:
             rows.append([*start, failed_cell(point.status), *[failed_cell(None)] * 5])
     return Table(
         name="latency",
-        caption="Every latency cell. A prefill reads the whole context in one call (time to first token); a "
-        "decode step adds one token to a context of that length. The first call, with whatever is compiled "
-        "or tuned in it, is timed apart and is not among the samples.",
+        caption="Every latency cell. A prefill reads the whole context (time to first token), in several "
+        "calls where it is longer than chunk_tokens; a decode step adds one token to a context of that length. "
+        "The first call, with whatever is compiled or tuned in it, is timed apart and is not among the samples.",
         columns=[
             Column(title="Phase", is_numeric=False),
             Column(title="Context", unit="tokens"),

@@ -138,6 +138,11 @@ def warnings(results: Results) -> list[str]:
         )
     if (count := machines(results)) > 1:
         found.append(f"The runs come from {count} different machines or versions: compare times with care.")
+    if (num_workers := max((h.config.get("num_workers", 1) for h in results.headers), default=1)) > 1:
+        found.append(
+            f"Up to {num_workers} models trained and were tested at once: training speeds, and the times of "
+            "Transformer²'s two passes, were measured beside other work. Latency was measured alone."
+        )
     if any(header.environment.get("is_dirty") for header in results.headers):
         found.append("Some runs were made from a working tree with uncommitted changes.")
     return found

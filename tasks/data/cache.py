@@ -56,7 +56,7 @@ def open_or_build(source: Source, tokenizer: Tokenizer, cache_dir: Path | None) 
     try:
         root.mkdir(parents=True, exist_ok=True)
         content_hash = _known_hash(source, tokenizer, root)
-        if content_hash is not None:
+        if content_hash is not None and (root / content_hash).is_dir():  # it appears whole
             try:
                 return _open(root / content_hash)
             except (DamagedCache, OSError, ValueError, KeyError, TypeError):

@@ -94,6 +94,8 @@ class TrainingStream:
         ):
             if value < 1:
                 raise ValueError(f"{name}={value} must be positive.")
+        if seed < 0:
+            raise ValueError(f"seed={seed} must not be negative.")
         if answer_weight < 0 or text_weight < 0:
             raise ValueError(
                 f"answer_weight={answer_weight} and text_weight={text_weight} must not be negative."

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ import pytest
 
 from harness import __main__ as command_line
 from harness import jobs, runner, worker
-from harness.callbacks import Sweep
 from harness.config import compose_config
 from harness.record import Point, read
 
@@ -126,7 +126,7 @@ def quick_command(
     """`python -m harness *arguments` inside this process, its worker too: no torch is imported anew,
     and no report is rendered."""
 
-    def in_this_process(spec_path: Path, deadline: float | None, line: int) -> tuple[int, bool]:
+    def in_this_process(spec_path: Path, *_: object) -> tuple[int, bool]:
         spec = json.loads(spec_path.read_text())
         spec_path.write_text(json.dumps({**spec, "parent_pid": os.getppid()}))
         return worker.main(str(spec_path)), False
@@ -136,8 +136,6 @@ def quick_command(
         monkeypatch.setattr(jobs, "_wait", in_this_process)
         monkeypatch.setattr(runner, "_is_sweep_here", lambda: False)  # one worker at a time
         monkeypatch.setattr(sys, "argv", ["harness", *arguments])
-        monkeypatch.setattr(Sweep, "finished", [])
-        monkeypatch.setattr(command_line, "_crashes", [])
         monkeypatch.setattr(command_line, "summarise", lambda folder: print(f"Report: {folder}"))
         capfd.readouterr()
         try:
@@ -155,7 +153,7 @@ def run_job(in_environment: None) -> Callable[..., list[Point]]:
 
     def run(output: Path, *overrides: str, kind: str = "quality") -> list[Point]:
         config = compose_config([*TINY, f"output={output}", *overrides], str(PLUGIN / "conf"))
-        return runner.run_process(kind, [runner.plain(config)], output)
+        return runner.run_process(kind, [runner.plain(config)], line=0, stopping=threading.Event())
 
     return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,17 +63,11 @@ def test_a_job_that_is_late_types_the_cell_under_way_and_those_left(
 ) -> None:
     log = tmp_path / "log"
 
-    class LateInTheSecondCell(subprocess.Popen):  # type: ignore[type-arg]
+    def is_second() -> bool:
         """The deadline passes when the second cell is under way, however slow the machine is."""
+        return log.exists() and "sleep" in log.read_text()
 
-        def wait(self, timeout: float | None = None) -> int:
-            while timeout is not None and self.poll() is None:
-                if log.exists() and "sleep" in log.read_text():
-                    raise subprocess.TimeoutExpired(self.args, timeout)
-                time.sleep(0.05)
-            return super().wait()
-
-    monkeypatch.setattr(jobs.subprocess, "Popen", LateInTheSecondCell)
+    monkeypatch.setattr(jobs, "monotonic", lambda: time.monotonic() + 1e6 * is_second())
     overrides = ["task=[faults]", "tasks.faults.faults=[none,sleep,none-2]", f"tasks.faults.log={log}"]
     run_job(output, *overrides, "job_timeout_s=120")
     assert outcomes(points, output) == {"none": "ok", "sleep": "timeout", "none-2": "timeout"}
@@ -94,16 +87,11 @@ def test_a_death_in_a_search_is_put_down_to_training(
 ) -> None:
     """Late at the second rate: the first one's record has taken away what named training."""
 
-    class LateInTheSecondRate(subprocess.Popen):  # type: ignore[type-arg]
-        def wait(self, timeout: float | None = None) -> int:
-            while timeout is not None and self.poll() is None:
-                is_second = bool(points(output, task="learning_rate_search"))
-                if is_second and list((output / "jobs").glob("*.in_flight.json")):
-                    raise subprocess.TimeoutExpired(self.args, timeout)
-                time.sleep(0.01)
-            return super().wait()
+    def is_second() -> bool:
+        has_first = bool(points(output, task="learning_rate_search"))
+        return has_first and bool(list((output / "jobs").glob("*.in_flight.json")))
 
-    monkeypatch.setattr(jobs.subprocess, "Popen", LateInTheSecondRate)
+    monkeypatch.setattr(jobs, "monotonic", lambda: time.monotonic() + 1e6 * is_second())
     search = ["train.search=true", "train.search_grid=[1e-3,2e-3]", "train.num_steps=200"]
     failures = run_job(output, "task=[]", *search, "job_timeout_s=120")
     assert [(p.task, p.status) for p in failures] == [("train", "timeout")]

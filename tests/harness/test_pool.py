@@ -12,21 +12,29 @@ from harness.pool import Pool
 TIMEOUT_S = 30
 
 
-def test_as_many_at_once_as_asked_each_on_a_line_of_its_own() -> None:
-    pool, both, lines = Pool(), threading.Barrier(2), []
+def ignore(result: object, num_under_way: int) -> None:
+    pass
 
-    def meet(line: int) -> None:
+
+def test_as_many_at_once_as_asked_each_on_a_line_of_its_own() -> None:
+    ended: list[tuple[int, int]] = []
+    both = threading.Barrier(2)
+    pool = Pool(lambda line, num_under_way: ended.append((line, num_under_way)))
+
+    def meet(line: int) -> int:
         both.wait(TIMEOUT_S)  # breaks, and raises, where the other does not run beside it
-        lines.append(line)
+        return line
 
     pool.start(meet, 2)
     pool.start(meet, 2)
     pool.wait()
-    assert sorted(lines) == [0, 1]
+    assert sorted(line for line, _ in ended) == [0, 1]
+    assert [num_under_way for _, num_under_way in ended] == [1, 0]
 
 
 def test_no_more_at_once_than_asked_and_what_is_alone_waits_for_all() -> None:
-    pool, lock, under_way, most, seen_alone = Pool(), threading.Lock(), 0, 0, []
+    lock, under_way, most, seen_alone = threading.Lock(), 0, 0, []
+    pool = Pool(ignore)
 
     def work(line: int) -> None:
         nonlocal under_way, most
@@ -45,7 +53,7 @@ def test_no_more_at_once_than_asked_and_what_is_alone_waits_for_all() -> None:
 
 
 def test_an_error_is_raised_by_the_next_call() -> None:
-    pool = Pool()
+    pool = Pool(ignore)
 
     def fail(line: int) -> None:
         raise ValueError("no such thing")
@@ -56,13 +64,15 @@ def test_an_error_is_raised_by_the_next_call() -> None:
     pool.wait()
 
 
-def test_stop_ends_what_is_under_way() -> None:
-    pool, ended = Pool(), threading.Event()
+def test_stop_ends_what_is_under_way_and_drops_it() -> None:
+    ended: list[object] = []
+    pool = Pool(lambda result, num_under_way: ended.append(result))
 
     def work(line: int) -> None:
-        assert ended.wait(TIMEOUT_S)
+        assert pool.stopping.wait(TIMEOUT_S)
         raise KeyboardInterrupt
 
     pool.start(work, 2)
-    pool.stop(ended.set)
+    pool.stop()
     pool.wait()
+    assert ended == []

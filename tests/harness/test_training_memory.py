@@ -43,6 +43,18 @@ def test_all_that_are_trained_are_measured() -> None:
     assert architectures() == sorted(TRAINED)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("device=cuda", "torch sees no CUDA device"), ("arch=[]", "needs an architecture")],
+)
+def test_another_mistake_is_one_sentence(
+    override: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([override, "size=nano"]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["arch=foo"]) == 2
     assert capsys.readouterr().err.startswith("error: Unknown arch: 'foo'")

@@ -216,6 +216,16 @@ def test_two_machines_and_uncommitted_changes_are_pointed_out(builder: ModuleTyp
     assert "Example CPU 9000 (1 runs); Another (1 runs)" in text
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_training_beside_other_work_is_pointed_out(
+    num_workers: int, builder: ModuleType, tmp_path: Path
+) -> None:
+    config = {"num_workers": num_workers}
+    folder = builder.write_experiment(tmp_path, archs=("mamba",), change=_small, config=config)
+    text = render([folder], tmp_path / "report").read_text()
+    assert ("Up to 2 models trained and were tested at once" in text) == (num_workers == 2)
+
+
 def test_a_machine_that_timed_nothing_is_not_warned_of(builder: ModuleType, tmp_path: Path) -> None:
     def without_times(point: Point) -> Point | None:
         return _small(replace(point, metrics={"mixture_loss_nats": 1.0}, samples={}))

@@ -50,5 +50,10 @@ class Faults(Task):
             raise NotImplementedError("no such length")
         elif kind == "sleep":
             time.sleep(60)
+        elif kind == "refuse":  # a mistake of the user's, found when another job is in its cell "sleep"
+            deadline = time.monotonic() + 60
+            while "sleep" not in self.log.read_text() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            raise ValueError("no such text")
         elif kind == "exit":
             os._exit(7)
