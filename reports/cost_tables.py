@@ -157,8 +157,9 @@ def latency_cells_table(results: Results) -> Table:
     return Table(
         name="latency",
         caption="Every latency cell. A prefill reads the whole context (time to first token), in several "
-        "calls where it is longer than chunk_tokens; a decode step adds one token to a context of that length. "
-        "The first call, with whatever is compiled or tuned in it, is timed apart and is not among the samples.",
+        "calls where it is longer than chunk_tokens; a decode step adds one token to a context of that "
+        "length. The first call, with whatever is compiled or tuned in it, is timed apart and is not among "
+        "the samples.",
         columns=[
             Column(title="Phase", is_numeric=False),
             Column(title="Context", unit="tokens"),
