@@ -13,7 +13,7 @@ from archs.base import SequenceModel, resolve_implementations
 from harness.checkpoint import CheckpointError
 from harness.config import build_model, instantiate, matched_model_config
 from harness.logbook import Logbook
-from harness.measure import copy_bytes_per_s, matmul_flops_per_s, outcome, percentile, time_call_ms
+from harness.measure import outcome, percentile, time_call_ms
 
 #: The calibration: a float32 matrix product of this width, the yardstick that regress divides by.
 CALIBRATION_WIDTH = 512
@@ -47,7 +47,7 @@ def run(
             _give_up(logbook, name, size, seed, tasks, status=status, reason=reason)
     num_cells = sum(len(task.cells()) for task in tasks)
     with tqdm(total=num_cells, desc=spec["job"], unit="cell", file=sys.stderr, disable=None) as bar:
-        _calibrate(logbook, size, seed, device, dtype)
+        _calibrate(logbook, size, seed, device)
         for task in tasks:
             for cell in task.cells():
                 due = {
@@ -127,16 +127,12 @@ def _random_model(
     }
 
 
-def _calibrate(logbook: Logbook, size: str, seed: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Times the matrix product that other times of this run are divided by, and on a GPU its two ceilings:
-    what a copy moves, and what a large matrix product in the run's dtype computes in a second."""
+def _calibrate(logbook: Logbook, size: str, seed: int, device: torch.device) -> None:
+    """Times the matrix product that other times of this run are divided by."""
     if logbook.done("", size, seed, "calibration", {}) is not None:
         return
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(CALIBRATION_WIDTH, CALIBRATION_WIDTH, generator=generator).to(device)
     times = [time_call_ms(lambda: matrix @ matrix, device) for _ in range(60)][10:]
     metrics: dict[str, float | int | None] = {"matmul_ms": percentile(times, 0.5)}
-    if device.type == "cuda":
-        metrics["copy_bytes_per_s"] = copy_bytes_per_s(device)
-        metrics["matmul_flops_per_s"] = matmul_flops_per_s(device, dtype)
     logbook.write("", size, seed, "calibration", {}, metrics=metrics, samples={"time_ms": times})

@@ -34,12 +34,8 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 #: What parity is checked at, and what the test of this file runs at: these replace a line's own sizes.
 PARITY_SIZES = {"batch_size": 1, "num_heads": 2, "num_tokens": 161, "channels": 64}
 TOY_SIZES = {
-    "batch_size": 1,
-    "num_heads": 1,
-    "num_tokens": 19,
-    "channels": 8,
-    "head_width": 16,
-    "d_model": 16,
+    **{"batch_size": 1, "num_heads": 1, "num_tokens": 6, "channels": 8, "head_width": 16, "d_model": 16},
+    **{"mini_batch_tokens": 4, "chunk_tokens": 4, "state_width": 4},
 }
 
 

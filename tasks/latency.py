@@ -8,6 +8,10 @@ Metrics of a point (cell: phase, context_tokens, batch_size):
                                before it (harness.measure.PeakMemory); null where it cannot be had. Of plain
                                steps in decode, where graphs are timed too
     state_bytes                measured on a state with room for context_tokens
+    traffic_bytes              decode: what a step cannot but move: all weights, the state read, and the state
+                               written, which is all of it, or what a token adds where the state grows
+    floor_ms                   decode on a GPU: traffic_bytes at copy_bytes_per_s, what a large copy reads and
+                               writes a second in this process
     dispatch_ms                Transformer² alone: the first pass over the prompt, part of the time
                                to first token and shown apart
 Samples: time_ms, raw. Each decode sample starts at context_tokens, from a copy of one state.
@@ -25,7 +29,13 @@ import torch
 from torch import Tensor
 
 from archs.base import SequenceModel, State, clone_state, state_bytes
-from harness.measure import PeakMemory, is_out_of_memory, percentile, time_call_ms
+from harness.measure import (
+    PeakMemory,
+    copy_bytes_per_s,
+    is_out_of_memory,
+    percentile,
+    time_call_ms,
+)
 from tasks.base import Measurement
 from tasks.decode_graph import CudaCapture, DecodeGraphs, can_capture, with_num_tokens
 
@@ -89,6 +99,7 @@ class Latency:
         self.max_cell_s, self.chunk_tokens, self.decode_graph = max_cell_s, chunk_tokens, decode_graph
         self.prefills_for_decode, self.phases = prefills_for_decode, list(phases)
         self._too_slow: dict[tuple[str, str, int], int] = {}  # (model, phase, batch) -> context
+        self.copy_bytes_per_s: float | None = None  # of a GPU, once it has been measured
 
     def cells(self) -> list[Cell]:
         """The grid, shorter contexts first."""
@@ -116,6 +127,8 @@ class Latency:
             raise ValueError(
                 f"tasks.latency.decode_graph=true needs device=cuda, not {device.type}; choose auto or false."
             )
+        if cell["phase"] == "decode" and self.copy_bytes_per_s is None and can_capture(device):
+            self.copy_bytes_per_s = copy_bytes_per_s(device)
         probes: dict[str, _Probe] = {}
         retried: list[str] = []
         for name, model in models.items():
@@ -295,6 +308,10 @@ class _Probe:
             metrics["dispatch_ms"] = percentile(self.dispatch_ms, 0.5)
         details: dict[str, Any] = {}
         if self.is_decode:
+            traffic_bytes, copied = self._traffic_bytes(), self.task.copy_bytes_per_s
+            metrics["traffic_bytes"] = traffic_bytes
+            if copied is not None:
+                metrics |= {"copy_bytes_per_s": copied, "floor_ms": 1e3 * traffic_bytes / copied}
             details["is_prefilled"] = self.task.prefills_for_decode
             details["uses_decode_graph"] = self.graphs is not None
             if self.graphs is not None:
@@ -302,3 +319,10 @@ class _Probe:
             elif self.why_no_graph is not None:
                 details["why_no_decode_graph"] = self.why_no_graph
         return Measurement(metrics=metrics, samples={"time_ms": self.times_ms}, details=details)
+
+    def _traffic_bytes(self) -> int:
+        weights = {t.data_ptr(): t for t in (*self.model.parameters(), *self.model.buffers())}
+        batch, context = self.tokens.shape
+        state, longer = (self.model.state_bytes_at(batch, n) for n in (context, context + 1))
+        written = longer - state if longer > state else state
+        return sum(t.numel() * t.element_size() for t in weights.values()) + state + written

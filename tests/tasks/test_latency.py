@@ -281,6 +281,7 @@ def graphs_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return replay
 
     monkeypatch.setattr("tasks.latency.can_capture", lambda device: True)
+    monkeypatch.setattr("tasks.latency.copy_bytes_per_s", lambda device: 1e9)
     monkeypatch.setattr("tasks.latency.CudaCapture", lambda device: capture)
     return replays
 
@@ -361,3 +362,18 @@ def test_a_phase_can_be_measured_alone() -> None:
     assert {cell["phase"] for cell in new_task(phases=["decode"]).cells()} == {"decode"}
     with pytest.raises(ValueError, match=r"phases=.* must name prefill, decode or both"):
         new_task(phases=[])
+
+
+def test_a_decode_step_is_held_against_what_it_must_move(
+    new_model: Callable[..., SequenceModel], graphs_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.latency.copy_bytes_per_s", lambda device: 1e6)
+    models = {name: new_model(name, dtype=torch.float32) for name in ("transformer", "mamba")}
+    results = run(new_task(), models, DECODE)
+    for name, model in models.items():
+        state = model.state_bytes_at(2, 8)
+        written = state if name == "mamba" else model.state_bytes_at(2, 9) - state
+        traffic = 4 * model.num_parameters + state + written
+        assert results[name].metrics["traffic_bytes"] == traffic
+        assert results[name].metrics["floor_ms"] == pytest.approx(traffic / 1e3)
+    assert "floor_ms" not in run(new_task(), models, PREFILL)["mamba"].metrics
