@@ -2,7 +2,8 @@
 
 A page in Markdown, one row a claim: the claim and its source, the scale it was made at, and what was measured
 here at each size, or that it was not. The figures are quoted from the papers named; what they show as plots
-only is given as their sentence. Nothing is judged: the scales differ, and the page says so.
+only is given as their sentence. Nothing is judged: the scales differ, and the page says so. Below stand times
+against the machine's ceilings (`reports.ceilings`), where they were measured.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reports.ceilings import decode_lines, training_lines
 from reports.crossover import REFERENCE_ARCH, Curve, crossovers, shared_contexts
 from reports.load import ReportError, Results, is_number, load
 
@@ -294,7 +296,7 @@ def page(results: Results) -> str:
     for claim in CLAIMS:
         cells = (claim.says, claim.paper, claim.scale, claim.ours, measured(claim, results, sizes))
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *decode_lines(results), *training_lines(results)]).rstrip() + "\n"
 
 
 def measured(claim: Claim, results: Results, sizes: list[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from harness.record import Point
+from harness.record import Point, append
 from reports.claims import CLAIMS, NOT_MEASURED, main
 
 
@@ -75,3 +76,38 @@ def test_no_records_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([str(tmp_path)]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ") and "holds no record file" in error
+
+
+def test_times_stand_beside_their_ceilings(
+    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(point: Point) -> Point | None:
+        if point.task != "latency" or point.cell["phase"] != "decode":
+            return point
+        if point.arch == "mamba" and point.cell["context_tokens"] == 4096:
+            return builder.failed(point, "oom", "too large")
+        metrics = {**point.metrics, "floor_ms": 0.6 * point.metrics["median_ms"]}
+        return replace(point, metrics=metrics, details={**point.details, "uses_decode_graph": True})
+
+    folder = builder.write_experiment(tmp_path, archs=("transformer", "mamba"), change=change)
+    speed = {"tokens_per_s": 123456.0, "utilisation": 0.38, "peak_memory_bytes": 3 * 2**30}
+    cell = {"context_tokens": 8192, "batch_size": 8}
+    path = folder / "records" / "latency.jsonl"
+    append(path, builder.point("mamba", "training_speed", cell, run_id="run-latency", metrics=speed))
+    failed = builder.point(
+        "transformer", "training_speed", cell, run_id="run-latency", status="oom", reason="x"
+    )
+    append(path, failed)
+    assert main([str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "| tiny | mamba | 1 | 60% | 60% | 60% | 60% | oom | 0% | yes |" in lines
+    assert any(line.startswith("| tiny | transformer | 4 | 60% |") for line in lines)
+    assert "| tiny | mamba | 8,192 | 8 | 123,456 | 38% | 3.0 GiB |" in lines
+    assert "| tiny | transformer | 8,192 | 8 | oom |  |  |" in lines
+
+
+def test_without_ceilings_there_are_no_such_tables(
+    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(builder.write_experiment(tmp_path, archs=("mamba",)))]) == 0
+    assert "##" not in capsys.readouterr().out
