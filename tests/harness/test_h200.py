@@ -26,7 +26,7 @@ def test_a_part_of_the_latency_experiment_runs_on_a_cpu(
     few += ["tasks.latency.num_decode_steps=2", "tasks.training_speed.matmul_width=32"]
     few += ["tasks.training_speed.context_lengths_tokens=[16]", "tasks.training_speed.batch_tokens=32"]
     code, _, err = quick_command(
-        *["experiment=h200_latency", "hydra.mode=RUN", "arch=[]", f"interleave=[{','.join(names)}]"],
+        *["experiment=h200_latency", f"interleave=[{','.join(names)}]"],
         *[*tiny, *few, *PLAIN, f"output={tmp_path}"],
     )
     assert code == 0, err
