@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, rotary_table, rotate
-from archs.ops.attention import OPERATION, attention
+from archs.ops.attention import OPERATION, attention, attention_step
 
 
 class AttentionState(NamedTuple):
@@ -76,10 +76,16 @@ class Attention(Mixer):
     def _project(self, x: Tensor) -> list[Tensor]:
         return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
 
-    def _heads(self, qkv: list[Tensor], first_position: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, ...) each -> rotated q (B, C, H, K), rotated k and v (B, C, H', K)."""
+    def _project_next(self, x: Tensor, state: AttentionState) -> list[Tensor]:
+        """As `_project`, through the convolutions, whose tails are updated in place."""
+        qkv = self._project(x)
+        if not self.convs:
+            return qkv
+        return [conv.prefill(t, tail)[0] for conv, t, tail in zip(self.convs, qkv, state.tails, strict=True)]
+
+    def _heads(self, qkv: list[Tensor], positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, ...) each at positions (C,) -> rotated q (B, C, H, K), rotated k and v (B, C, H', K)."""
         q, k, v = (t.unflatten(-1, (-1, self.head_width)) for t in qkv)
-        positions = torch.arange(first_position, first_position + q.shape[1], device=q.device)
         table = rotary_table(positions, self.head_width, theta=self.rope_theta, dtype=q.dtype)
         return rotate(q, table), rotate(k, table), v
 
@@ -87,7 +93,7 @@ class Attention(Mixer):
         qkv = self._project(x)
         if self.convs:
             qkv = [conv(t) for conv, t in zip(self.convs, qkv, strict=True)]
-        q, k, v = self._heads(qkv, 0)
+        q, k, v = self._heads(qkv, torch.arange(x.shape[1], device=x.device))
         return self.o_proj(attention(q, k, v, implementation=self.implementation).flatten(2))
 
     def init_state(self, batch_size: int, max_context_tokens: int) -> AttentionState:
@@ -103,12 +109,8 @@ class Attention(Mixer):
                 f"the state has room for {state.keys.shape[2]} tokens and was given {stop}; "
                 "ask init_state for a larger max_context_tokens"
             )
-        qkv = self._project(x)
-        if self.convs:  # the tails are updated in place
-            qkv = [
-                conv.prefill(t, tail)[0] for conv, t, tail in zip(self.convs, qkv, state.tails, strict=True)
-            ]
-        q, k, v = self._heads(qkv, first)
+        positions = torch.arange(first, stop, device=x.device)
+        q, k, v = self._heads(self._project_next(x, state), positions)
         keys, values = (room.transpose(1, 2) for room in (state.keys, state.values))  # (B, S, H', K)
         keys[:, first:stop], values[:, first:stop] = k, v
         y = attention(q, keys[:, :stop], values[:, :stop], implementation=self.implementation)
@@ -117,6 +119,19 @@ class Attention(Mixer):
     def decode(self, x: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
         y, state = self.prefill(x[:, None], state)
         return y[:, 0], state
+
+    def step_kind(self, num_tokens: int) -> int:
+        """Every step is alike."""
+        del num_tokens
+        return 0
+
+    def decode_at(self, x: Tensor, state: AttentionState, position: Tensor) -> tuple[Tensor, AttentionState]:
+        q, k, v = self._heads(self._project_next(x[:, None], state), position)
+        keys, values = (room.transpose(1, 2) for room in (state.keys, state.values))  # (B, S, H', K)
+        keys.index_copy_(1, position, k)
+        values.index_copy_(1, position, v)
+        y = attention_step(q[:, 0], keys, values, position + 1, implementation=self.implementation)
+        return self.o_proj(y.flatten(1)), state._replace(num_tokens=state.num_tokens + 1)
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         cache = 2 * batch_size * context_tokens * self.kv_width * self.k_proj.weight.element_size()

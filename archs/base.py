@@ -9,7 +9,7 @@ Axes, one glossary for the whole project:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -78,6 +78,18 @@ class Mixer(nn.Module, ABC):
     def decode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """The next token, (B, D) -> (B, D), without a host synchronisation; consumes `state`."""
 
+    def step_kind(self, num_tokens: int) -> Hashable:
+        """What the decode step after `num_tokens` tokens does: through `decode_at`, steps of one kind run the
+        same operations on the same addresses, so that one CUDA graph serves them all. There are few kinds,
+        however long the text. Raises NotImplementedError with one sentence where that is not so."""
+        raise _no_kinds(self, num_tokens)
+
+    def decode_at(self, x: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
+        """As `decode`, with state.num_tokens also on the device, position (1,) int64: all that differs
+        between steps of one kind follows from it, and state.num_tokens may be that of another one."""
+        del position
+        return self.decode(x, state)
+
     @abstractmethod
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         """By formula: the bytes of `init_state(batch_size, context_tokens)`."""
@@ -87,6 +99,25 @@ class Mixer(nn.Module, ABC):
         """By formula. "prefill": all of `context_tokens` tokens from an empty context in one call.
         "decode": one step that becomes token number `context_tokens` (it sees that many tokens,
         itself included); work done once a chunk is spread evenly over the chunk's steps."""
+
+
+#: A mixer, its next input and its state -> its output and state: `Mixer.prefill`, `decode` or `decode_at`.
+Advance = Callable[[Mixer, Tensor, State], tuple[Tensor, State]]
+
+
+def prefill(mixer: Mixer, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """The Advance of `Mixer.prefill`."""
+    return mixer.prefill(x, state)
+
+
+def decode(mixer: Mixer, x: Tensor, state: State) -> tuple[Tensor, State]:
+    """The Advance of `Mixer.decode`."""
+    return mixer.decode(x, state)
+
+
+def decode_at(position: Tensor) -> Advance:
+    """The Advance of `Mixer.decode_at` at a position (1,)."""
+    return lambda mixer, x, state: mixer.decode_at(x, state, position)
 
 
 class SequenceModel(nn.Module, ABC):
@@ -125,6 +156,15 @@ class SequenceModel(nn.Module, ABC):
     def decode(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """token (B,) -> logits (B, V); one step, without a host synchronisation."""
 
+    def step_kind(self, num_tokens: int) -> Hashable:
+        """As `Mixer.step_kind`, of the whole model."""
+        raise _no_kinds(self, num_tokens)
+
+    def decode_at(self, token: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
+        """As `decode`; position (1,) int64 as in `Mixer.decode_at`."""
+        del position
+        return self.decode(token, state)
+
     @abstractmethod
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         """By formula: equal to `state_bytes(init_state(batch_size, context_tokens))`."""
@@ -149,6 +189,13 @@ class SequenceModel(nn.Module, ABC):
         none. The identity unless `is_adaptive`."""
         del domain
         return state
+
+
+def _no_kinds(module: nn.Module, num_tokens: int) -> NotImplementedError:
+    return NotImplementedError(
+        f"{type(module).__name__} does not say which of its decode steps do the same work as the one after "
+        f"{num_tokens} tokens (step_kind), so no CUDA graph can hold them."
+    )
 
 
 def resolve_implementations(model: nn.Module, device: torch.device) -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from archs.base import (
+    Advance,
     Flops,
     Mixer,
     Phase,
@@ -15,8 +16,12 @@ from archs.base import (
     State,
     check_prefill,
     check_state_request,
+    decode,
+    decode_at,
+    prefill,
 )
-from archs.layers import SwiGLU, chunked_cross_entropy
+from archs.cross_entropy import chunked_cross_entropy
+from archs.layers import SwiGLU
 
 MixerFactory = Callable[..., Mixer]
 
@@ -54,11 +59,11 @@ class Block(nn.Module):
             x = x + mixer(norm(x))
         return self._feed_forward(x)
 
-    def step(self, x: Tensor, states: tuple[State, ...], *, is_decode: bool) -> tuple[Tensor, tuple]:
-        """Prefill of (B, C, D) or decode of (B, D) with the mixers' states."""
+    def step(self, x: Tensor, states: tuple[State, ...], advance: Advance) -> tuple[Tensor, tuple]:
+        """Prefill of (B, C, D) or decode of (B, D) with the mixers' states, as `advance` does it."""
         new_states = []
         for norm, mixer, state in zip(self.mixer_norms, self.mixers, states, strict=True):
-            y, state = (mixer.decode if is_decode else mixer.prefill)(norm(x), state)
+            y, state = advance(mixer, norm(x), state)
             x = x + y
             new_states.append(state)
         return self._feed_forward(x), tuple(new_states)
@@ -146,18 +151,28 @@ class Decoder(SequenceModel):
     ) -> tuple[Tensor, DecoderState]:
         num_tokens = tokens.shape[1]
         check_prefill(num_tokens, num_logits)
-        x, mixers = self._step(self.embedding(tokens), state, is_decode=False)
+        x, mixers = self._step(self.embedding(tokens), state, prefill)
         logits = self.head(self.norm(x[:, num_tokens - num_logits :]))
         return logits, DecoderState(mixers, state.num_tokens + num_tokens)
 
     def decode(self, token: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        x, mixers = self._step(self.embedding(token), state, is_decode=True)
+        return self._decode(token, state, decode)
+
+    def step_kind(self, num_tokens: int) -> Hashable:
+        """Those of all mixers."""
+        return tuple(mixer.step_kind(num_tokens) for block in self.blocks for mixer in block.mixers)
+
+    def decode_at(self, token: Tensor, state: DecoderState, position: Tensor) -> tuple[Tensor, DecoderState]:
+        return self._decode(token, state, decode_at(position))
+
+    def _decode(self, token: Tensor, state: DecoderState, advance: Advance) -> tuple[Tensor, DecoderState]:
+        x, mixers = self._step(self.embedding(token), state, advance)
         return self.head(self.norm(x)), DecoderState(mixers, state.num_tokens + 1)
 
-    def _step(self, x: Tensor, state: DecoderState, *, is_decode: bool) -> tuple[Tensor, tuple]:
+    def _step(self, x: Tensor, state: DecoderState, advance: Advance) -> tuple[Tensor, tuple]:
         new_states = []
         for block, block_states in zip(self.blocks, state.mixers, strict=True):
-            x, block_states = block.step(x, block_states, is_decode=is_decode)
+            x, block_states = block.step(x, block_states, advance)
             new_states.append(block_states)
         return x, tuple(new_states)
 

@@ -155,6 +155,11 @@ class GatedDeltaNet(Mixer):
         o = gated_delta_rule_step(*self._heads(qkv), *gates, state.memory, implementation=self.implementation)
         return self._output(o, gate), GatedDeltaNetState(tail, state.memory, state.num_tokens + 1)
 
+    def step_kind(self, num_tokens: int) -> int:
+        """Every step is alike."""
+        del num_tokens
+        return 0
+
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         """B H V K elements of the memory, and the tail."""
         del context_tokens

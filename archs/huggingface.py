@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from archs.base import Flops, Phase, SequenceModel, check_prefill, check_state_request
-from archs.layers import chunked_cross_entropy
+from archs.cross_entropy import chunked_cross_entropy
 from archs.ops.attention import OPERATION as ATTENTION
 
 #: Our name of an implementation of attention -> the one in transformers.

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from archs.base import Flops, Mixer, Phase
 
@@ -156,6 +155,11 @@ class ShortConvolution(Mixer):
         y, tail = self.conv.decode(x, state.tail)
         return y, ConvolutionState(tail, state.num_tokens + 1)
 
+    def step_kind(self, num_tokens: int) -> int:
+        """Every step is alike."""
+        del num_tokens
+        return 0
+
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         del context_tokens
         return self.conv.tail_bytes(batch_size)
@@ -163,37 +167,3 @@ class ShortConvolution(Mixer):
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
         num_tokens = context_tokens if phase == "prefill" else 1
         return Flops(matmul=num_tokens * self.conv.flops_per_token())
-
-
-def chunked_cross_entropy(
-    features: Tensor,
-    head: nn.Module,
-    targets: Tensor,
-    weights: Tensor | None = None,
-    chunk_tokens: int = 8192,
-) -> Tensor:
-    """Weighted mean cross-entropy in nats of head(features), a chunk of logits alive at a time.
-
-    features (B, T, D), targets (B, T), weights (B, T) or None -> scalar. A chunk's logits are
-    recomputed in the backward pass.
-    """
-    flat, flat_targets = features.flatten(0, 1), targets.flatten()
-    flat_weights = None if weights is None else weights.flatten()
-
-    def chunk_loss(x: Tensor, y: Tensor, w: Tensor | None) -> Tensor:
-        logits = head(x)
-        if logits.dtype != torch.float64:
-            logits = logits.float()
-        nll = F.cross_entropy(logits, y, reduction="none")
-        return (nll if w is None else nll * w).sum()
-
-    total = flat.new_zeros((), dtype=torch.promote_types(flat.dtype, torch.float32))
-    num_tokens = flat.shape[0]
-    for start in range(0, num_tokens, chunk_tokens):
-        chunk = slice(start, start + chunk_tokens)
-        args = (flat[chunk], flat_targets[chunk], None if flat_weights is None else flat_weights[chunk])
-        if num_tokens <= chunk_tokens:
-            total = total + chunk_loss(*args)
-        else:
-            total = total + checkpoint(chunk_loss, *args, use_reentrant=False)
-    return total / (num_tokens if flat_weights is None else flat_weights.sum())

@@ -156,6 +156,11 @@ class Mamba(Mixer):
         y = selective_step(x, *self._scan_inputs(x), self.D, state.hidden, implementation=self.implementation)
         return self.out_proj(y * F.silu(gate)), MambaState(tail, state.hidden, state.num_tokens + 1)
 
+    def step_kind(self, num_tokens: int) -> int:
+        """Every step is alike."""
+        del num_tokens
+        return 0
+
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         del context_tokens
         return _state_bytes(self.conv1d, batch_size, self.A_log.numel())
@@ -298,6 +303,11 @@ class Mamba2(Mixer):
         xbc, tail = self.conv1d.decode(xbc, state.tail)
         y = ssd_step(*self._scan_inputs(xbc, dt), self.D, state.hidden, implementation=self.implementation)
         return self._output(y, gate), MambaState(tail, state.hidden, state.num_tokens + 1)
+
+    def step_kind(self, num_tokens: int) -> int:
+        """Every step is alike."""
+        del num_tokens
+        return 0
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         del context_tokens

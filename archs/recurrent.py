@@ -73,6 +73,11 @@ class LSTM(Mixer):
         dtype = state.cell.dtype
         return LSTMState(hidden.to(dtype), cell.to(dtype), state.num_tokens + num_tokens)
 
+    def step_kind(self, num_tokens: int) -> int:
+        """Every step is alike."""
+        del num_tokens
+        return 0
+
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         del context_tokens
         dtype = accumulation_dtype(self.lstm.weight_hh_l0.dtype)

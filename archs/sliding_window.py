@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, rotary
-from archs.ops.attention import OPERATION, attention
+from archs.ops.attention import OPERATION, attention, attention_step
 
 
 class SlidingWindowState(NamedTuple):
@@ -99,10 +99,9 @@ class SlidingWindowAttention(Mixer):
         keys = F.pad(self.persistent_keys, (self.rotary_width, 0))
         return keys.expand(batch_size, -1, -1, -1), self.persistent_values.expand(batch_size, -1, -1, -1)
 
-    def _heads(self, qkv: list[Tensor], first_position: int) -> list[Tensor]:
-        """(B, C, ...) each -> rotated q (B, C, H, K), rotated k and v (B, C, H', K)."""
+    def _heads(self, qkv: list[Tensor], positions: Tensor) -> list[Tensor]:
+        """(B, C, ...) each at positions (C,) -> rotated q (B, C, H, K), rotated k and v (B, C, H', K)."""
         q, k, v = (t.unflatten(-1, (-1, self.head_width)) for t in qkv)
-        positions = torch.arange(first_position, first_position + q.shape[1], device=q.device)
         return [self._rotate(q, positions), self._rotate(k, positions), v]
 
     def _rotate(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ class SlidingWindowAttention(Mixer):
         qkv = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
         if self.convs:
             qkv = [conv(t) for conv, t in zip(self.convs, qkv, strict=True)]
-        q, k, v = self._heads(qkv, 0)
+        q, k, v = self._heads(qkv, torch.arange(x.shape[1], device=x.device))
         if self.num_persistent_tokens:
             keys, values = self._persistent(x.shape[0])
             k, v = torch.cat((keys, k), dim=1), torch.cat((values, v), dim=1)
@@ -146,7 +145,8 @@ class SlidingWindowAttention(Mixer):
         return SlidingWindowState(keys, values, tuple(c.init_tail(batch_size) for c in self.convs), 0)
 
     def prefill(self, x: Tensor, state: SlidingWindowState) -> tuple[Tensor, SlidingWindowState]:
-        q, k, v, slots = self._enter(x, state)
+        positions = torch.arange(state.num_tokens, state.num_tokens + x.shape[1], device=x.device)
+        q, k, v, slots = self._enter(x, state, positions)
         first, num_persistent = state.num_tokens, self.num_persistent_tokens
         past = torch.arange(max(0, first - slots), first, device=x.device) % slots + num_persistent
         seen = torch.cat((torch.arange(num_persistent, device=x.device), past))
@@ -160,7 +160,8 @@ class SlidingWindowAttention(Mixer):
         return y, state._replace(num_tokens=stop)
 
     def decode(self, x: Tensor, state: SlidingWindowState) -> tuple[Tensor, SlidingWindowState]:
-        q, k, v, slots = self._enter(x[:, None], state)
+        position = torch.arange(state.num_tokens, state.num_tokens + 1, device=x.device)
+        q, k, v, slots = self._enter(x[:, None], state, position)
         slot = self.num_persistent_tokens + state.num_tokens % slots
         state.keys[:, slot], state.values[:, slot] = k[:, 0], v[:, 0]
         # The ring holds the window and no more: the query sees all of it, in whatever order.
@@ -168,8 +169,26 @@ class SlidingWindowAttention(Mixer):
         y = self._attend(q, state.keys[:, :num_seen], state.values[:, :num_seen], None)
         return y[:, 0], state._replace(num_tokens=state.num_tokens + 1)
 
-    def _enter(self, x: Tensor, state: SlidingWindowState) -> tuple[Tensor, Tensor, Tensor, int]:
-        """q, k, v of the next tokens (B, C, D), and the number of slots in the ring.
+    def step_kind(self, num_tokens: int) -> int:
+        """Every step is alike."""
+        del num_tokens
+        return 0
+
+    def decode_at(
+        self, x: Tensor, state: SlidingWindowState, position: Tensor
+    ) -> tuple[Tensor, SlidingWindowState]:
+        q, k, v, slots = self._enter(x[:, None], state, position)
+        slot = self.num_persistent_tokens + position % slots
+        state.keys.index_copy_(1, slot, k)
+        state.values.index_copy_(1, slot, v)
+        num_seen = self.num_persistent_tokens + (position + 1).clamp(max=slots)
+        y = attention_step(q[:, 0], state.keys, state.values, num_seen, implementation=self.implementation)
+        return self.o_proj(y.flatten(1)), state._replace(num_tokens=state.num_tokens + 1)
+
+    def _enter(
+        self, x: Tensor, state: SlidingWindowState, positions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """q, k, v of the next tokens (B, C, D) at positions (C,), and the number of slots in the ring.
 
         Raises ValueError where a ring shorter than the window would run over."""
         slots, stop = state.keys.shape[1] - self.num_persistent_tokens, state.num_tokens + x.shape[1]
@@ -183,7 +202,7 @@ class SlidingWindowAttention(Mixer):
             qkv = [
                 conv.prefill(t, tail)[0] for conv, t, tail in zip(self.convs, qkv, state.tails, strict=True)
             ]
-        return *self._heads(qkv, state.num_tokens), slots
+        return *self._heads(qkv, positions), slots
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         """Keys and values of the persistent tokens and the window, and the tails."""

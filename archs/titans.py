@@ -245,6 +245,10 @@ class TitansLMM(Mixer):
         y, state = self.prefill(x[:, None], state)
         return y[:, 0], state
 
+    def step_kind(self, num_tokens: int) -> int:
+        """The place in the chunk, whose first and last tokens' steps keep the weights."""
+        return num_tokens % self.memory.chunk_tokens
+
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         """3 B H P elements (weights at the chunk's start, weights now, momentum), and the tails."""
         del context_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -142,6 +143,16 @@ class TitansMAC(Mixer):
     def _pieces(self, x: Tensor, state: MACState) -> list[_Piece]:
         """The next tokens (B, T, D), cut where segments end. Updates the tails of attention and of the
         retrieval in place."""
+        num_tokens, offset = x.shape[1], state.num_tokens % self.segment_tokens
+        positions = torch.arange(offset, offset + num_tokens, device=x.device) % self.segment_tokens
+        cuts = (0, *range(self.segment_tokens - offset, num_tokens, self.segment_tokens), num_tokens)
+        lengths = [last - first for first, last in itertools.pairwise(cuts)]
+        # split, because the backward pass of slices takes the whole length for every piece.
+        parts = (t.split(lengths, dim=1) for t in self._piece(x, state, positions))
+        return [_Piece(*part) for part in zip(*parts, strict=True)]
+
+    def _piece(self, x: Tensor, state: MACState, positions: Tensor) -> _Piece:
+        """The next tokens (B, T, D), at `positions` (T,) of their segments. Updates tails as `_pieces`."""
         tails = state.tails[:4] or (None,) * 4
         retrieval_q = self.memory.project(0, x, tails[3])
         q, k, v = (projection(x) for projection in self.projections)
@@ -150,14 +161,8 @@ class TitansMAC(Mixer):
                 c.prefill(t, tail)[0] for c, t, tail in zip(self.convs, (q, k, v), tails, strict=False)
             )
         q, k, v = (t.unflatten(-1, (-1, self.head_width)) for t in (q, k, v))
-        num_tokens, offset = x.shape[1], state.num_tokens % self.segment_tokens
-        positions = torch.arange(offset, offset + num_tokens, device=x.device) % self.segment_tokens
         table = rotary_table(positions, self.head_width, theta=self.rope_theta, dtype=q.dtype)
-        whole = (x, retrieval_q, rotate(q, table), rotate(k, table), v, *(t[None] for t in table))
-        cuts = (0, *range(self.segment_tokens - offset, num_tokens, self.segment_tokens), num_tokens)
-        lengths = [last - first for first, last in itertools.pairwise(cuts)]
-        # split, because the backward pass of slices takes the whole length for every piece.
-        return [_Piece(*parts) for parts in zip(*(t.split(lengths, dim=1) for t in whole), strict=True)]
+        return _Piece(x, retrieval_q, rotate(q, table), rotate(k, table), v, *(t[None] for t in table))
 
     def _segment(
         self, piece: _Piece, past: tuple[Tensor, Tensor], state: MACState
@@ -165,29 +170,38 @@ class TitansMAC(Mixer):
         """Tokens of the open segment, whose keys and values so far are `past` -> what is written and
         the memory's answer, (B, C, D) each; the tokens' keys and values (B, 2 C, H, K), which the
         caller adds to the state's; the state. Updates the memory's tails in place."""
+        new = self._entries(piece, state)
+        keys, values = (torch.cat(parts, dim=1) for parts in zip(past, new, strict=True))
+        mask = None
+        if piece.q.shape[1] > 1:
+            num_persistent = self.num_persistent_tokens  # their keys count as tokens before the first
+            token = torch.arange(-num_persistent, keys.shape[1] - num_persistent, device=keys.device) // 2
+            mask = token <= token[-2 * piece.q.shape[1] :: 2, None]
+        pair, state = self._write(piece, self._attend(piece.q, keys, values, mask), state)
+        return pair, new, state
+
+    def _entries(self, piece: _Piece, state: MACState) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, 2 C, H, K): every token's retrieved and its own."""
         retrieved = self.retrieved_norm(read(piece.retrieval_q, state.before_segment)).flatten(2)
         retrieved_k, retrieved_v = (
             projection(retrieved).unflatten(-1, (-1, self.head_width)) for projection in self.projections[1:]
         )
         retrieved_k = rotate(retrieved_k, (piece.cos, piece.sin))
         keys = torch.stack((retrieved_k, piece.k), dim=2).flatten(1, 2)
-        values = torch.stack((retrieved_v, piece.v), dim=2).flatten(1, 2)
-        attended = self._attend(
-            piece.q, torch.cat((past[0], keys), dim=1), torch.cat((past[1], values), dim=1)
-        )
+        return keys, torch.stack((retrieved_v, piece.v), dim=2).flatten(1, 2)
+
+    def _write(
+        self, piece: _Piece, attended: Tensor, state: MACState
+    ) -> tuple[tuple[Tensor, Tensor], MACState]:
+        """As `_segment`, once attention has answered, (B, C, D)."""
         y = self.norm(piece.x + attended)
         position = state.num_tokens % self.memory.chunk_tokens
         answer, memory = self.memory.step(y, state.memory, position, state.tails[4:])
         state = state._replace(memory=memory, num_tokens=state.num_tokens + y.shape[1])
-        return (y, answer), (keys, values), state
+        return (y, answer), state
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Queries (B, C, H, K) of the last C tokens among the keys -> (B, C, D)."""
-        mask = None
-        if q.shape[1] > 1:
-            num_persistent = self.num_persistent_tokens  # their keys count as tokens before the first
-            token = torch.arange(-num_persistent, keys.shape[1] - num_persistent, device=q.device) // 2
-            mask = token <= token[-2 * q.shape[1] :: 2, None]
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries (B, C, H, K) among the keys (B, S, H, K) where mask (C, S) is True -> (B, C, D)."""
         q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
         y = OPERATION.function(self.implementation, q.device)(q, keys, values, mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))
@@ -254,6 +268,25 @@ class TitansMAC(Mixer):
     def decode(self, x: Tensor, state: MACState) -> tuple[Tensor, MACState]:
         y, state = self.prefill(x[:, None], state)
         return y[:, 0], state
+
+    def step_kind(self, num_tokens: int) -> Hashable:
+        """Whether it opens a segment, and the place in the memory's chunk."""
+        return num_tokens % self.segment_tokens == 0, num_tokens % self.memory.chunk_tokens
+
+    def decode_at(self, x: Tensor, state: MACState, position: Tensor) -> tuple[Tensor, MACState]:
+        offset = position % self.segment_tokens
+        if state.num_tokens % self.segment_tokens == 0:
+            for before, now in zip(state.before_segment, state.memory.weights, strict=True):
+                before.copy_(now)
+        piece = self._piece(x[:, None], state, offset)
+        used = self.num_persistent_tokens + 2 * offset
+        slots = used + torch.arange(2, device=x.device)
+        for buffer, entries in zip(state[:2], self._entries(piece, state), strict=True):
+            buffer.index_copy_(1, slots, entries)
+        seen = torch.arange(state.keys.shape[1], device=x.device) < used + 2
+        attended = self._attend(piece.q, state.keys, state.values, seen[None])
+        pair, state = self._write(piece, attended, state)
+        return self._output([pair])[:, 0], state
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         """Four copies of the memory's weights (before the segment, before the chunk, now, and the

@@ -4,12 +4,12 @@ arXiv 2501.00663, sections 4.2 and 4.3)."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from archs.base import Flops, Mixer, Phase
+from archs.base import Advance, Flops, Mixer, Phase, decode, decode_at, prefill
 from archs.sliding_window import SlidingWindowAttention, SlidingWindowState
 from archs.titans import MemoryGate, MemoryState, TitansLMM
 
@@ -87,26 +87,33 @@ class _MemoryAndWindow(Mixer):
     def forward(self, x: Tensor) -> Tensor:
         return self._join(x, self.memory, self.window)
 
-    def _step(self, x: Tensor, state: TwoPartState, *, is_decode: bool) -> tuple[Tensor, TwoPartState]:
+    def _step(
+        self, x: Tensor, state: TwoPartState, num_new: int, advance: Advance
+    ) -> tuple[Tensor, TwoPartState]:
         new = {}
 
         def part(name: str) -> Part:
             def run(x: Tensor) -> Tensor:
-                mixer = getattr(self, name)
-                y, new[name] = (mixer.decode if is_decode else mixer.prefill)(x, getattr(state, name))
+                y, new[name] = advance(getattr(self, name), x, getattr(state, name))
                 return y
 
             return run
 
         y = self._join(x, part("memory"), part("window"))
-        num_new = 1 if is_decode else x.shape[1]
         return y, TwoPartState(**new, num_tokens=state.num_tokens + num_new)
 
     def prefill(self, x: Tensor, state: TwoPartState) -> tuple[Tensor, TwoPartState]:
-        return self._step(x, state, is_decode=False)
+        return self._step(x, state, x.shape[1], prefill)
 
     def decode(self, x: Tensor, state: TwoPartState) -> tuple[Tensor, TwoPartState]:
-        return self._step(x, state, is_decode=True)
+        return self._step(x, state, 1, decode)
+
+    def step_kind(self, num_tokens: int) -> Hashable:
+        """Those of both parts."""
+        return self.memory.step_kind(num_tokens), self.window.step_kind(num_tokens)
+
+    def decode_at(self, x: Tensor, state: TwoPartState, position: Tensor) -> tuple[Tensor, TwoPartState]:
+        return self._step(x, state, 1, decode_at(position))
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
         """The sum of both parts'."""

@@ -8,17 +8,17 @@ mixture of a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from archs.base import Flops, Phase, SequenceModel, check_prefill
+from archs.base import Advance, Flops, Phase, SequenceModel, check_prefill, decode, decode_at, prefill
+from archs.cross_entropy import chunked_cross_entropy
 from archs.decoder import Decoder, DecoderState
 from archs.dispatch import Dispatcher, DispatchRule, Strategy
-from archs.layers import chunked_cross_entropy
 from archs.low_rank import LowRankAdapters
 from archs.singular_values import SingularLinear, SingularSwiGLU, keep_sum
 
@@ -255,18 +255,27 @@ class TransformerSquared(SequenceModel):
     ) -> tuple[Tensor, TransformerSquaredState]:
         num_tokens = tokens.shape[1]
         check_prefill(num_tokens, num_logits)
-        x, state = self._step(tokens, state, num_tokens)
+        x, state = self._step(tokens, state, num_tokens, prefill)
         return self.base.head(self.base.norm(x[:, num_tokens - num_logits :])), state
 
     def decode(self, token: Tensor, state: TransformerSquaredState) -> tuple[Tensor, TransformerSquaredState]:
-        x, state = self._step(token, state, 1)
+        x, state = self._step(token, state, 1, decode)
+        return self.base.head(self.base.norm(x)), state
+
+    def step_kind(self, num_tokens: int) -> Hashable:
+        """The base's."""
+        return self.base.step_kind(num_tokens)
+
+    def decode_at(
+        self, token: Tensor, state: TransformerSquaredState, position: Tensor
+    ) -> tuple[Tensor, TransformerSquaredState]:
+        x, state = self._step(token, state, 1, decode_at(position))
         return self.base.head(self.base.norm(x)), state
 
     def _step(
-        self, tokens: Tensor, state: TransformerSquaredState, num_tokens: int
+        self, tokens: Tensor, state: TransformerSquaredState, num_tokens: int, advance: Advance
     ) -> tuple[Tensor, TransformerSquaredState]:
         """The residual stream of tokens (B, C), or of one token (B,)."""
-        is_decode = tokens.dim() == 1
         x, new_states = self.base.embedding(tokens), []
         for block, feed_forward, gains, block_states in zip(
             self.base.blocks,
@@ -275,7 +284,7 @@ class TransformerSquared(SequenceModel):
             state.decoder.mixers,
             strict=True,
         ):
-            x, block_states = block.step(x, block_states, is_decode=is_decode)
+            x, block_states = block.step(x, block_states, advance)
             x = x + feed_forward(block.feed_forward_norm(x), gains)
             new_states.append(block_states)
         total = state.num_tokens + num_tokens

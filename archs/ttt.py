@@ -170,6 +170,11 @@ class TTTMixer(Mixer):
         y, state = self.prefill(x[:, None], state)
         return y[:, 0], state
 
+    def step_kind(self, num_tokens: int) -> int:
+        """The place in the mini-batch: rotary positions and token scales differ, and the last token's step
+        moves the weights."""
+        return num_tokens % self.mini_batch_tokens
+
     def _convs(self) -> tuple[CausalConvolution, ...]:
         return () if self.conv_q is None or self.conv_k is None else (self.conv_q, self.conv_k)
 

@@ -58,11 +58,13 @@ def run(
                     logbook.begin(name, size, seed, task.name, cell)
 
                 for name, result in _outcomes(task, due, cell, device, on_turn):
+                    found = details[name]
                     if isinstance(result, tuple):
                         rest: dict[str, Any] = {"status": result[0], "reason": result[1]}
                     else:
                         rest = {"metrics": result.metrics, "samples": result.samples}
-                    logbook.write(name, size, seed, task.name, cell, **rest, details=details[name])
+                        found = found | result.details
+                    logbook.write(name, size, seed, task.name, cell, **rest, details=found)
                 bar.update()
 
 
@@ -112,10 +114,11 @@ def _give_up(
 def _random_model(
     config: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> tuple[SequenceModel, dict[str, Any]]:
-    """A seeded, untrained model (weights do not change its speed) and what its points say of it."""
+    """A seeded, untrained model (weights do not change its speed), drawn where it runs, and what its points
+    say of it."""
     torch.manual_seed(config["seed"])
     model_config, _ = matched_model_config(config)
-    model = build_model(model_config).to(device=device, dtype=dtype).eval()
+    model = build_model(model_config, device).to(dtype=dtype).eval()
     return model, {
         "implementations": resolve_implementations(model, device),
         "display_name": config["arch"]["display_name"],

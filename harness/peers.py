@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from archs.base import SequenceModel
+from harness.comparison import in_turn
 from harness.config import build_model, compose_config, instantiate, resolve
-from harness.measure import percentile, time_call_ms
+from harness.measure import percentile
 
 WIDTH, NUM_HEADS, D_FF, VOCAB = 256, 4, 688, 256
 CPU = torch.device("cpu")
@@ -122,24 +123,30 @@ def _ttt(arch: str) -> Callable[[int], tuple[Call, Call]]:
     return make
 
 
+def titans_layers(
+    width: int, num_heads: int, chunk_tokens: int, implementation: str = "auto"
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What builds our memory and what builds titans-pytorch's, with networks of equal shapes."""
+
+    def ours() -> Any:
+        sizes = {"d_model": width, "num_heads": num_heads, "chunk_tokens": chunk_tokens}
+        network = {"memory_depth": 2, "memory_expansion": 4, "conv_width": 0}
+        options = {**sizes, **network, "implementation": implementation}
+        return instantiate({"_target_": "archs.titans.NeuralMemory", **options}).eval()
+
+    def peer() -> Any:
+        package = importlib.import_module("titans_pytorch")
+        network = package.MemoryMLP(width // num_heads, depth=2, expansion_factor=4.0)
+        sizes = {"dim_head": width // num_heads, "heads": num_heads, "chunk_size": chunk_tokens}
+        return package.NeuralMemory(dim=width, **sizes, model=network).eval()
+
+    return ours, peer
+
+
 def _titans(num_tokens: int) -> tuple[Call, Call]:
-    package = importlib.import_module("titans_pytorch")
-    head_width = WIDTH // NUM_HEADS
     torch.manual_seed(0)
-    network = package.MemoryMLP(head_width, depth=2, expansion_factor=4.0)
-    sizes = {"dim_head": head_width, "heads": NUM_HEADS, "chunk_size": 16}
-    peer = package.NeuralMemory(dim=WIDTH, **sizes, model=network).eval()
-    ours = instantiate(
-        {
-            "_target_": "archs.titans.NeuralMemory",
-            "d_model": WIDTH,
-            "num_heads": NUM_HEADS,
-            "memory_depth": 2,
-            "memory_expansion": 4,
-            "chunk_tokens": 16,
-            "conv_width": 0,
-        }
-    ).eval()
+    make_ours, make_peer = titans_layers(WIDTH, NUM_HEADS, chunk_tokens=16)
+    peer, ours = make_peer(), make_ours()
     x = torch.randn(1, num_tokens, WIDTH)
     return lambda: ours.step(x, ours.init_memory(1), 0, None)[0], lambda: peer(x)[0]
 
@@ -207,21 +214,11 @@ def compare(name: str, num_tokens: int, num_rounds: int) -> dict[str, Any]:
             f"{name} and {line.peer} differ by {difference:.2g} on the same weights, more than "
             f"{PARITY_TOLERANCE}; nothing was timed."
         )
-    our_ms: list[float] = []
-    peer_ms: list[float] = []
-    for index in range(num_rounds):
-        turns = [(our_ms, ours), (peer_ms, peer)]
-        for times, call in turns if index % 2 == 0 else turns[::-1]:
-            times.append(time_call_ms(call, CPU))
-    speeds = [theirs / mine for theirs, mine in zip(peer_ms, our_ms, strict=True)]
     return {
         "line": name,
         "peer": f"{line.package}.{line.peer}",
-        "speed": percentile(speeds, 0.5),
-        "speed_quartiles": [percentile(speeds, 0.25), percentile(speeds, 0.75)],
         "minimum_speed": line.minimum_speed,
-        "our_ms": our_ms,
-        "peer_ms": peer_ms,
+        **in_turn(ours, peer, num_rounds, CPU),
         "largest_difference": difference if line.difference is None else None,
         "difference": line.difference,
         "note": line.note,

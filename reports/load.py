@@ -3,7 +3,8 @@
 Three rules, in this order:
 1. Runs of the same (architecture, size, seed) with different configuration hashes are never mixed:
    the newest configuration is shown, the others are counted. Model, search, latency and calibration
-   jobs are configured apart, so this holds for each of those families on its own.
+   jobs are configured apart, so this holds for each of those families on its own. Parts of a latency
+   job that measure other cells, or beside other architectures, are one configuration: they merge.
 2. A cell measured several times under one configuration shows the newest run's measurement.
 3. A line that cannot be read is counted and named, never fatal.
 """
@@ -20,11 +21,16 @@ from typing import Any, TypeGuard
 
 import pandas as pd
 
-from harness.record import Header, Point, RecordError, read
+from harness.record import Header, Point, RecordError, content_hash, read
 from reports.identity import Series, make_series
 
 #: Tasks run by jobs of their own, with configurations of their own.
-SEPARATE_TASKS = ("latency", "learning_rate_search", "calibration")
+SEPARATE_TASKS = ("latency", "training_speed", "learning_rate_search", "calibration")
+#: Those whose job measures several architectures in turn.
+INTERLEAVED_TASKS = ("latency", "training_speed")
+#: What chooses their cells, and no number; and what else of a configuration decides a time.
+CELL_KEYS = ("context_lengths_tokens", "batch_sizes", "phases", "batch_tokens")
+TIMED_KEYS = ("size", "seed", "device", "dtype", "num_threads", "match", "reference", "implementation")
 INDEX = ["arch", "size"]
 
 
@@ -183,7 +189,7 @@ def _fault(record: Header | Point | RecordError) -> str | None:
 def _select(points: list[Point], headers: dict[str, Header]) -> tuple[list[Point], int, dict[str, int]]:
     """Applies rules 1 and 2. Later in the files counts as newer where times are equal."""
     ranks = [(_started(headers.get(point.run_id)), index) for index, point in enumerate(points)]
-    hashes = [headers[p.run_id].config_hash if p.run_id in headers else "" for p in points]
+    hashes = [_configuration(p, headers[p.run_id]) if p.run_id in headers else "" for p in points]
     newest_hash: dict[tuple[str, str, int, str], tuple[tuple[datetime, int], str]] = {}
     for point, rank, config_hash in zip(points, ranks, hashes, strict=True):
         group = _group(point)
@@ -201,6 +207,18 @@ def _select(points: list[Point], headers: dict[str, Header]) -> tuple[list[Point
             newest[point.key] = index
     shown = [points[index] for index in sorted(newest.values())]
     return shown, num_candidates - len(shown), dict(left_out)
+
+
+def _configuration(point: Point, header: Header) -> str:
+    """What may not differ between points that are shown together."""
+    config = header.config
+    settings = (config.get("tasks") or {}).get(point.task)
+    if point.task not in INTERLEAVED_TASKS or not isinstance(settings, dict):
+        return header.config_hash
+    others = config.get("interleaved") or []
+    own = [arch for arch in (config.get("arch"), *others) if arch and arch.get("name") == point.arch]
+    kept = {key: value for key, value in settings.items() if key not in CELL_KEYS}
+    return content_hash([own, kept, {key: config.get(key) for key in TIMED_KEYS}])
 
 
 def _group(point: Point) -> tuple[str, str, int, str]:

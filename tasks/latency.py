@@ -5,25 +5,39 @@ Metrics of a point (cell: phase, context_tokens, batch_size):
     tokens_per_s               batch_size * tokens of the call / median
     first_call_ms              the first call of this shape, with whatever compiles or tunes in it
     peak_memory_bytes          of torch's tensors in an untimed call after the first, above what was held
-                               before it (harness.measure.PeakMemory); null where it cannot be had
+                               before it (harness.measure.PeakMemory); null where it cannot be had. Of plain
+                               steps in decode, where graphs are timed too
     state_bytes                measured on a state with room for context_tokens
+    traffic_bytes              decode: what a step cannot but move: all weights, the state read, and the state
+                               written, which is all of it, or what a token adds where the state grows
+    floor_ms                   decode on a GPU: traffic_bytes at copy_bytes_per_s, what a large copy reads and
+                               writes a second in this process
     dispatch_ms                Transformer² alone: the first pass over the prompt, part of the time
                                to first token and shown apart
-Samples: time_ms, raw. Each decode sample starts at context_tokens, from a copy of the prefilled state.
+Samples: time_ms, raw. Each decode sample starts at context_tokens, from a copy of one state.
+Details of decode: is_prefilled (whether that state was), uses_decode_graph, num_decode_graphs, and
+why_no_decode_graph where `auto` could not.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from archs.base import SequenceModel, State, clone_state, state_bytes
-from harness.measure import PeakMemory, is_out_of_memory, percentile, time_call_ms
+from harness.measure import (
+    PeakMemory,
+    copy_bytes_per_s,
+    is_out_of_memory,
+    percentile,
+    time_call_ms,
+)
 from tasks.base import Measurement
+from tasks.decode_graph import CudaCapture, DecodeGraphs, can_capture, with_num_tokens
 
 Outcome = Measurement | tuple[str, str]  # or (status, reason)
 Cell = dict[str, Any]
@@ -32,12 +46,18 @@ Cell = dict[str, Any]
 class Latency:
     """Latency of several models, interleaved, so that a drifting machine is fair to all.
 
-    context_lengths_tokens, batch_sizes: the grid; both phases are measured at each.
+    context_lengths_tokens, batch_sizes: the grid; each of `phases`, prefill and decode, is measured at each.
     num_samples:        timed calls a cell and model, after a first call and an untimed warm-up.
     num_decode_steps:   tokens decoded a sample; the sample is their mean.
     max_cell_s:         a model whose first call takes longer than this is recorded as a timeout at
                         that cell and at longer contexts of the phase and batch; a prefill's
                         counts for decode, which needs it.
+    prefills_for_decode: false: decode starts from an empty state that is said to hold context_tokens tokens,
+                        which takes the same time, and no prefill; so a prefill that was too slow or did not
+                        fit keeps no decode from being measured.
+    decode_graph:       true: decode steps are replayed from CUDA graphs (tasks.decode_graph), whose capture
+                        is part of the first call; a model that has none is recorded as unsupported. false:
+                        they are called one by one. auto: graphs on a GPU, for what has them.
     chunk_tokens:       prefill is fed in chunks of this many tokens, so that activations stay bounded; a
                         model that `reads_whole_prompts` gets its prompt in one call, however long.
     """
@@ -54,7 +74,12 @@ class Latency:
         num_decode_steps: int,
         max_cell_s: float,
         chunk_tokens: int,
+        decode_graph: Literal["auto", True, False] = "auto",
+        prefills_for_decode: bool = True,
+        phases: Sequence[Literal["prefill", "decode"]] = ("prefill", "decode"),
     ) -> None:
+        if not phases:
+            raise ValueError("tasks.latency.phases=[] must name prefill, decode or both")
         for name, values in (
             ("context_lengths_tokens", context_lengths_tokens),
             ("batch_sizes", batch_sizes),
@@ -71,14 +96,16 @@ class Latency:
                 raise ValueError(f"tasks.latency.{name}={value} must be positive")
         self.context_lengths_tokens, self.batch_sizes = sorted(context_lengths_tokens), list(batch_sizes)
         self.num_samples, self.num_decode_steps = num_samples, num_decode_steps
-        self.max_cell_s, self.chunk_tokens = max_cell_s, chunk_tokens
+        self.max_cell_s, self.chunk_tokens, self.decode_graph = max_cell_s, chunk_tokens, decode_graph
+        self.prefills_for_decode, self.phases = prefills_for_decode, list(phases)
         self._too_slow: dict[tuple[str, str, int], int] = {}  # (model, phase, batch) -> context
+        self.copy_bytes_per_s: float | None = None  # of a GPU, once it has been measured
 
     def cells(self) -> list[Cell]:
         """The grid, shorter contexts first."""
         return [
             {"phase": phase, "context_tokens": context, "batch_size": batch}
-            for phase in ("prefill", "decode")
+            for phase in self.phases
             for batch in self.batch_sizes
             for context in self.context_lengths_tokens
         ]
@@ -94,7 +121,14 @@ class Latency:
         """One sample of each model in turn until each has all; yields each model's outcome.
 
         A model that runs out of memory beside the others' states is tried again, alone, after them.
-        on_turn is told whose turn it is, so that a crash can be put down to a model."""
+        on_turn is told whose turn it is, so that a crash can be put down to a model.
+        Raises ValueError where decode_graph is true and the device has no graphs."""
+        if self.decode_graph is True and not can_capture(device):
+            raise ValueError(
+                f"tasks.latency.decode_graph=true needs device=cuda, not {device.type}; choose auto or false."
+            )
+        if cell["phase"] == "decode" and self.copy_bytes_per_s is None and can_capture(device):
+            self.copy_bytes_per_s = copy_bytes_per_s(device)
         probes: dict[str, _Probe] = {}
         retried: list[str] = []
         for name, model in models.items():
@@ -139,7 +173,8 @@ class Latency:
         if shorter is not None and shorter < context:
             return f"{shorter} tokens took longer than max_cell_s={self.max_cell_s:g}"
         prefill = self._too_slow.get((name, "prefill", batch))
-        if cell["phase"] == "decode" and prefill is not None and prefill <= context:
+        needs_prefill = cell["phase"] == "decode" and self.prefills_for_decode
+        if needs_prefill and prefill is not None and prefill <= context:
             return f"the prefill of {prefill} tokens took longer than max_cell_s={self.max_cell_s:g}"
         return None
 
@@ -169,12 +204,22 @@ class _Probe:
         self.dispatch_ms: list[float] = []
         self.is_decode = cell["phase"] == "decode"
         self.state_bytes = state_bytes(model.init_state(batch, context))
-        self.prefilled: State = self._prefill() if self.is_decode else None
-        self.first_call_ms = self._call(self._timed)
+        self.prefilled: State = None  # where a decode sample starts
+        if self.is_decode and task.prefills_for_decode:
+            self.prefilled = self._prefill()
+        elif self.is_decode:
+            state = model.init_state(batch, context + task.num_decode_steps)
+            self.prefilled = with_num_tokens(state, context)
+        self.graphs: DecodeGraphs | None = None
+        self.why_no_graph: str | None = None
+        self.first_call_ms = 0.0
+        if self.is_decode and task.decode_graph is not False and can_capture(device):
+            self.first_call_ms = self._timed(self._capture)
+        self.first_call_ms += self._call(self._timed)
         self.peak_memory_bytes: int | None = None
         self.is_too_slow = self.first_call_ms > 1e3 * task.max_cell_s
         if not self.is_too_slow:
-            self._call(self._watched)  # also the warm-up
+            self._call(self._watched, is_plain=True)  # also the warm-up
         self.dispatch_ms.clear()
 
     def sample(self) -> None:
@@ -182,14 +227,36 @@ class _Probe:
         num_calls = self.task.num_decode_steps if self.is_decode else 1
         self.times_ms.append(self._call(self._timed) / num_calls)
 
-    def _call(self, measure: Callable[[Callable[[], object]], Any]) -> Any:
-        """Measures one prefill, or num_decode_steps steps on a copy that is made beforehand.
+    def _capture(self) -> None:
+        """Captures the steps of a sample; with `auto`, what cannot be captured says why and is called."""
+        context = self.tokens.shape[1]
+        num_steps = self.task.num_decode_steps
+        try:
+            state, capture = clone_state(self.prefilled), CudaCapture(self.device)
+            graphs = DecodeGraphs(self.model, state, context + num_steps, capture)
+            graphs.prepare(context, num_steps)
+        except RuntimeError as error:  # NotImplementedError is one
+            if self.task.decode_graph is True or is_out_of_memory(error):
+                raise
+            self.why_no_graph = str(error).splitlines()[0]
+        else:
+            self.graphs = graphs
+
+    def _call(self, measure: Callable[[Callable[[], object]], Any], *, is_plain: bool = False) -> Any:
+        """Measures one prefill, or num_decode_steps steps on a copy that is made beforehand; `is_plain`
+        calls the steps where there are graphs of them.
 
         The list keeps the last state until the clock has stopped, and none before it."""
         states: list[State] = []
         if not self.is_decode:
             return measure(lambda: states.append(self._prefill()))
-        states.append(clone_state(self.prefilled))
+        graphs = self.graphs
+        if graphs is not None:
+            states.append(graphs.load(self.prefilled))
+            if not is_plain:
+                return measure(lambda: self._replays(graphs))
+        else:
+            states.append(clone_state(self.prefilled))
         return measure(lambda: states.append(self._steps(states.pop())))
 
     def _timed(self, call: Callable[[], object]) -> float:
@@ -220,6 +287,10 @@ class _Probe:
             _, state = self.model.decode(token, state)
         return state
 
+    def _replays(self, graphs: DecodeGraphs) -> None:
+        for _ in range(self.task.num_decode_steps):
+            graphs.step(self.tokens[:, 0])
+
     def measurement(self) -> Measurement:
         """The cell's numbers."""
         median_ms = percentile(self.times_ms, 0.5)
@@ -235,4 +306,23 @@ class _Probe:
         }
         if self.dispatch_ms:
             metrics["dispatch_ms"] = percentile(self.dispatch_ms, 0.5)
-        return Measurement(metrics=metrics, samples={"time_ms": self.times_ms}, details={})
+        details: dict[str, Any] = {}
+        if self.is_decode:
+            traffic_bytes, copied = self._traffic_bytes(), self.task.copy_bytes_per_s
+            metrics["traffic_bytes"] = traffic_bytes
+            if copied is not None:
+                metrics |= {"copy_bytes_per_s": copied, "floor_ms": 1e3 * traffic_bytes / copied}
+            details["is_prefilled"] = self.task.prefills_for_decode
+            details["uses_decode_graph"] = self.graphs is not None
+            if self.graphs is not None:
+                details["num_decode_graphs"] = self.graphs.num_graphs
+            elif self.why_no_graph is not None:
+                details["why_no_decode_graph"] = self.why_no_graph
+        return Measurement(metrics=metrics, samples={"time_ms": self.times_ms}, details=details)
+
+    def _traffic_bytes(self) -> int:
+        weights = {t.data_ptr(): t for t in (*self.model.parameters(), *self.model.buffers())}
+        batch, context = self.tokens.shape
+        state, longer = (self.model.state_bytes_at(batch, n) for n in (context, context + 1))
+        written = longer - state if longer > state else state
+        return sum(t.numel() * t.element_size() for t in weights.values()) + state + written

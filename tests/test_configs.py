@@ -144,7 +144,7 @@ NOT_YET_PUBLISHED = {"gated_deltanet", "sliding_window"}
 
 def test_the_experiments_measure_every_architecture() -> None:
     assert set(compose("experiment=smoke")["interleave"]) == set(TRAINED)
-    for experiment in ("cpu_small", "gpu_small"):
+    for experiment in ("cpu_small", "gpu_small", "h200_latency", "h200_quality"):
         assert set(compose(f"experiment={experiment}")["interleave"]) == set(TRAINED) - NOT_YET_PUBLISHED
 
 

@@ -18,7 +18,10 @@ MISTAKES = [
     (["task=[needle,foo]"], ["Unknown task: 'foo'", "latency, needle, perplexity"]),
     (["size=foo"], ["Unknown size: 'foo'", "nano, small, tiny"]),
     (["data=foo"], ["Unknown data: 'foo'", "text_folder"]),
-    (["experiment=foo"], ["Unknown experiment: 'foo'", "cpu_small, gpu_small, regress, smoke"]),
+    (
+        ["experiment=foo"],
+        ["Unknown experiment: 'foo'", "cpu_small, gpu_small, h200_latency, h200_quality, regress"],
+    ),
     (["foo=1"], ["Unknown configuration key: 'foo'", "arch, data, device"]),
     (["train.num_step=1"], ["'train.num_step'", "Did you mean 'num_steps'?"]),
     (["arch.model.foo=1"], ["'arch.model.foo'", "d_model", "num_layers"]),

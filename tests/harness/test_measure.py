@@ -10,13 +10,29 @@ import pytest
 import torch
 
 from harness import environment
-from harness.measure import PeakMemory, is_out_of_memory, outcome, percentile, time_call_ms
+from harness.measure import (
+    PeakMemory,
+    copy_bytes_per_s,
+    is_out_of_memory,
+    matmul_flops_per_s,
+    outcome,
+    percentile,
+    time_call_ms,
+)
 
 CPU = torch.device("cpu")
 
 
 def test_a_call_is_timed_in_milliseconds() -> None:
     assert 30 <= time_call_ms(lambda: time.sleep(0.03), CPU) < 3000
+
+
+def test_the_ceilings_are_bytes_and_operations_over_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([4.0, 1.0, 9.0] * 2)
+    monkeypatch.setattr("harness.measure.time_call_ms", lambda call, device: (call(), next(times))[1])
+    assert copy_bytes_per_s(CPU, num_bytes=1000, num_calls=3) == pytest.approx(2 * 1000 / 4e-3)
+    flops = matmul_flops_per_s(CPU, torch.bfloat16, width=8, num_calls=3)
+    assert flops == pytest.approx(2 * 8**3 / 4e-3)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -166,3 +167,26 @@ def test_a_calibration_alone_is_no_result(builder: ModuleType, tmp_path: Path) -
     )
     with pytest.raises(ReportError, match="no usable measurement"):
         load([tmp_path])
+
+
+def test_parts_of_a_latency_job_merge_and_other_settings_do_not(builder: ModuleType, tmp_path: Path) -> None:
+    """Two parts with other neighbours, lengths and hashes; and an older one with other samples."""
+
+    def part(name: str, context: int, others: list[str], started: str, **settings: Any) -> None:
+        archs = [{"name": arch, "display_name": arch, "colour": "#000000"} for arch in ("mamba", *others)]
+        tasks = {"latency": {"context_lengths_tokens": [context], "num_samples": 5, **settings}}
+        config = {"seed": 0, "tasks": tasks, "arch": archs[0], "interleaved": archs[1:], "dtype": "bfloat16"}
+        header = builder.header(
+            None, run_id=name, config=config, config_hash=f"hash-{name}", started_at=started
+        )
+        cell = {"phase": "decode", "context_tokens": context, "batch_size": 1}
+        path = tmp_path / "records" / f"{name}.jsonl"
+        append(path, header)
+        append(path, builder.point("mamba", "latency", cell, run_id=name, metrics={"median_ms": 1.0}))
+
+    part("old", 512, [], "2026-01-01T10:00:00+00:00", max_cell_s=1)
+    part("first", 1024, ["mamba2"], "2026-01-02T10:00:00+00:00")
+    part("second", 2048, ["recurrent", "hybrid"], "2026-01-03T10:00:00+00:00")
+    results = load([tmp_path])
+    assert sorted(p.cell["context_tokens"] for p in results.of("latency")) == [1024, 2048]
+    assert results.left_out == {"mamba, tiny, seed 0": 1}

@@ -264,3 +264,116 @@ def test_a_real_model_of_several_passes_has_all_its_numbers(new_model: Callable[
 def test_settings_that_make_no_sense(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"tasks.latency.{name}=.* must be positive"):
         new_task(**{name: value})
+
+
+@pytest.fixture
+def graphs_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A CPU that has graphs: a captured call is run again. The list grows with every replay."""
+    replays: list[str] = []
+
+    def capture(call: Callable[[], None]) -> Callable[[], None]:
+        call()
+
+        def replay() -> None:
+            replays.append("replay")
+            call()
+
+        return replay
+
+    monkeypatch.setattr("tasks.latency.can_capture", lambda device: True)
+    monkeypatch.setattr("tasks.latency.copy_bytes_per_s", lambda device: 1e9)
+    monkeypatch.setattr("tasks.latency.CudaCapture", lambda device: capture)
+    return replays
+
+
+@pytest.mark.parametrize("decode_graph", ["auto", True])
+def test_decode_is_replayed_where_there_are_graphs(
+    new_model: Callable[..., SequenceModel], graphs_here: list[str], decode_graph: Any
+) -> None:
+    models = {name: new_model(name, dtype=torch.float32) for name in ("transformer", "ttt_linear")}
+    task = new_task(decode_graph=decode_graph)
+    results = run(task, models, DECODE)
+    assert len(graphs_here) == 2 * 4 * (1 + 3), "two models, four steps: first call and samples"
+    for name, num_graphs in (("transformer", 1), ("ttt_linear", 4)):
+        assert results[name].details == {
+            "is_prefilled": True,
+            "uses_decode_graph": True,
+            "num_decode_graphs": num_graphs,
+        }
+        assert len(results[name].samples["time_ms"]) == 3
+        assert results[name].metrics["peak_memory_bytes"] > 0
+    assert run(task, models, PREFILL)["transformer"].details == {}
+    details = run(new_task(decode_graph=False), models, DECODE)["transformer"].details
+    assert details == {"is_prefilled": True, "uses_decode_graph": False}
+
+
+def test_a_model_without_graphs_says_so_and_is_called(graphs_here: list[str]) -> None:
+    result = run(new_task(), {"a": Recorder("a", [])}, DECODE)["a"]
+    assert len(result.samples["time_ms"]) == 3 and not graphs_here
+    assert result.details["uses_decode_graph"] is False
+    assert "Recorder does not say which of its decode steps" in result.details["why_no_decode_graph"]
+    with pytest.raises(NotImplementedError, match="no CUDA graph can hold them"):
+        run(new_task(decode_graph=True), {"a": Recorder("a", [])}, DECODE)
+
+
+def test_out_of_memory_in_a_capture_is_no_reason_to_do_without(
+    new_model: Callable[..., SequenceModel], graphs_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def capture(call: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("tasks.latency.CudaCapture", lambda device: capture)
+    result = run(new_task(), {"a": new_model("mamba", dtype=torch.float32)}, DECODE)["a"]
+    assert result == ("oom", "CUDA error: out of memory")
+
+
+def test_graphs_that_are_asked_for_need_a_gpu() -> None:
+    details = run(new_task(), {"a": Recorder("a", [])}, DECODE)["a"].details
+    assert details == {"is_prefilled": True, "uses_decode_graph": False}
+    with pytest.raises(
+        ValueError, match=r"decode_graph=true needs device=cuda, not cpu; choose auto or false"
+    ):
+        run(new_task(decode_graph=True), {"a": Recorder("a", [])}, DECODE)
+
+
+def test_decode_needs_no_prefill_where_none_is_asked_for(
+    new_model: Callable[..., SequenceModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is said to hold the context: attention reads that many keys, and there is room for more."""
+    models = {name: new_model(name, dtype=torch.float32) for name in ("transformer", "titans_mal")}
+    positions = []
+    for model in models.values():
+        monkeypatch.setattr(model, "prefill", None)
+        decode = model.decode
+
+        def watched(token: Tensor, state: Any, decode: Any = decode) -> Any:
+            positions.append((state.num_tokens, state.mixers[0][0].num_tokens))
+            return decode(token, state)
+
+        monkeypatch.setattr(model, "decode", watched)
+    task = new_task(prefills_for_decode=False)
+    task._too_slow["transformer", "prefill", 2] = 4
+    for result in run(task, models, DECODE).values():
+        assert len(result.samples["time_ms"]) == 3 and result.details["is_prefilled"] is False
+    assert set(positions) == {(8 + step, 8 + step) for step in range(4)}
+
+
+def test_a_phase_can_be_measured_alone() -> None:
+    assert {cell["phase"] for cell in new_task(phases=["decode"]).cells()} == {"decode"}
+    with pytest.raises(ValueError, match=r"phases=.* must name prefill, decode or both"):
+        new_task(phases=[])
+
+
+def test_a_decode_step_is_held_against_what_it_must_move(
+    new_model: Callable[..., SequenceModel], graphs_here: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.latency.copy_bytes_per_s", lambda device: 1e6)
+    models = {name: new_model(name, dtype=torch.float32) for name in ("transformer", "mamba")}
+    results = run(new_task(), models, DECODE)
+    for name, model in models.items():
+        state = model.state_bytes_at(2, 8)
+        written = state if name == "mamba" else model.state_bytes_at(2, 9) - state
+        traffic = 4 * model.num_parameters + state + written
+        assert results[name].metrics["traffic_bytes"] == traffic
+        assert results[name].metrics["floor_ms"] == pytest.approx(traffic / 1e3)
+    assert "floor_ms" not in run(new_task(), models, PREFILL)["mamba"].metrics

@@ -6,21 +6,28 @@ from torch import Tensor
 
 from archs.ops.operation import Implementation, Operation
 
-OPERATION = Operation(
-    name="attention",
-    implementations={
-        "reference": Implementation(target="archs.ops.attention.reference:attention"),
-        "plain": Implementation(target="archs.ops.attention.plain:attention"),
-        "sdpa": Implementation(target="archs.ops.attention.sdpa:attention"),
-        "flash_attn": Implementation(
-            target="archs.ops.attention.flash_attn:attention",
-            devices=("cuda",),
-            requires="flash_attn",
-            install_hint="pip install 'longarch[flash-attn]' on a machine with an NVIDIA GPU and nvcc",
-        ),
-    },
-    auto={"cpu": ["sdpa"], "cuda": ["sdpa"]},
-)
+
+def _operation(name: str, function: str) -> Operation:
+    module = "archs.ops.attention"
+    return Operation(
+        name=name,
+        implementations={
+            "reference": Implementation(target=f"{module}.reference:{function}"),
+            "plain": Implementation(target=f"{module}.plain:{function}"),
+            "sdpa": Implementation(target=f"{module}.sdpa:{function}"),
+            "flash_attn": Implementation(
+                target=f"{module}.flash_attn:{function}",
+                devices=("cuda",),
+                requires="flash_attn",
+                install_hint="pip install 'longarch[flash-attn]' on a machine with an NVIDIA GPU and nvcc",
+            ),
+        },
+        auto={"cpu": ["sdpa"], "cuda": ["sdpa"]},
+    )
+
+
+OPERATION = _operation("attention", "attention")
+STEP_OPERATION = _operation("attention_step", "attention_step")
 
 
 def attention(
@@ -44,3 +51,15 @@ def attention(
     """
     function = OPERATION.function(implementation, q.device)
     return function(q, k, v, window_tokens=window_tokens, num_sink_tokens=num_sink_tokens)
+
+
+def attention_step(
+    q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor, *, implementation: str = "auto"
+) -> Tensor:
+    """One query a sequence among the first `num_seen` keys of a cache: q (B, H, K), k and v (B, S, H', K),
+    num_seen (1,) int64 on their device, 1 <= num_seen <= S -> (B, H, K). The host does not learn num_seen,
+    so a CUDA graph that holds the call serves every length. Not differentiable.
+
+    Raises ImplementationUnavailable where the implementation cannot run.
+    """
+    return STEP_OPERATION.function(implementation, q.device)(q, k, v, num_seen)

@@ -13,13 +13,26 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num
     window with tokens kept outside it, which the package has no call for."""
     from flash_attn import flash_attn_func
 
-    if q.dtype not in (torch.float16, torch.bfloat16):
-        raise ImplementationUnavailable(
-            f"implementation 'flash_attn' takes bfloat16 or float16, not {q.dtype}; set dtype=bfloat16."
-        )
+    _check_dtype(q)
     if window_tokens is not None and num_sink_tokens:
         raise ImplementationUnavailable(
             "implementation 'flash_attn' has no sliding window beside persistent tokens; use 'sdpa'."
         )
     window = (-1, -1) if window_tokens is None else (window_tokens - 1, 0)
     return flash_attn_func(q, k, v, causal=True, window_size=window)
+
+
+def attention_step(q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor) -> Tensor:
+    """See archs.ops.attention.attention_step. Raises ImplementationUnavailable for float32."""
+    from flash_attn import flash_attn_with_kvcache
+
+    _check_dtype(q)
+    lengths = num_seen.to(torch.int32).expand(q.shape[0]).contiguous()
+    return flash_attn_with_kvcache(q[:, None], k, v, cache_seqlens=lengths)[:, 0]
+
+
+def _check_dtype(q: Tensor) -> None:
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        raise ImplementationUnavailable(
+            f"implementation 'flash_attn' takes bfloat16 or float16, not {q.dtype}; set dtype=bfloat16."
+        )

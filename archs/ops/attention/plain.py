@@ -33,3 +33,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num
     scores = torch.einsum("bchk,bshk->bhcs", q, k) * q.shape[-1] ** -0.5
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
     return torch.einsum("bhcs,bshk->bchk", weights, v)
+
+
+def attention_step(q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor) -> Tensor:
+    """See archs.ops.attention.attention_step. Scores all S keys."""
+    grouped = q.unflatten(1, (k.shape[2], -1))
+    scores = torch.einsum("bhgk,bshk->bhgs", grouped, k) * q.shape[-1] ** -0.5
+    unseen = torch.arange(k.shape[1], device=q.device) >= num_seen
+    weights = scores.masked_fill(unseen, float("-inf")).softmax(dim=-1)
+    return torch.einsum("bhgs,bshk->bhgk", weights, v).flatten(1, 2)

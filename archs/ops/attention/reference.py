@@ -21,3 +21,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num
         scores = torch.einsum("bhk,bshk->bhs", q[:, i], k[:, seen]) * q.shape[-1] ** -0.5
         outputs.append(torch.einsum("bhs,bshk->bhk", scores.softmax(dim=-1), v[:, seen]))
     return torch.stack(outputs, dim=1)
+
+
+def attention_step(q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor) -> Tensor:
+    """See archs.ops.attention.attention_step. It asks the device how many keys there are."""
+    seen = int(num_seen)
+    return attention(q[:, None], k[:, :seen], v[:, :seen], window_tokens=None, num_sink_tokens=0)[:, 0]

@@ -42,3 +42,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num
             )
         )
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def attention_step(q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor) -> Tensor:
+    """See archs.ops.attention.attention_step. Reads all S keys; a group's heads are the queries of its keys,
+    so that no key is repeated."""
+    grouped = q.unflatten(1, (k.shape[2], -1))
+    seen = torch.arange(k.shape[1], device=q.device) < num_seen
+    y = F.scaled_dot_product_attention(
+        grouped, k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen.expand(grouped.shape[2], -1)
+    )
+    return y.flatten(1, 2)

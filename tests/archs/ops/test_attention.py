@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from archs.ops.attention import attention
+from archs.ops.attention import attention, attention_step
 
 
 def random_qkv(num_queries: int, num_keys: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,3 +45,13 @@ def test_a_long_window_and_a_long_continuation_are_cut_into_blocks() -> None:
             attention(q, k, v, window_tokens=window_tokens, implementation=name) for name in ("sdpa", "plain")
         )
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["plain", "sdpa", "reference"])
+@pytest.mark.parametrize("num_seen", [1, 2, 64, 65])
+def test_a_step_sees_the_first_keys_of_a_cache(implementation: str, num_seen: int) -> None:
+    q, k, v = random_qkv(1, 65)
+    expected = attention(q, k[:, :num_seen], v[:, :num_seen], implementation="reference")
+    k[:, num_seen:] = 1e3  # what lies beyond must not matter
+    y = attention_step(q[:, 0], k, v, torch.tensor([num_seen]), implementation=implementation)
+    torch.testing.assert_close(y, expected[:, 0], rtol=0, atol=1e-12)
