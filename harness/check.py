@@ -7,6 +7,7 @@ and a value must fit the parameter's annotation.
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import types
 import typing
@@ -70,6 +71,15 @@ def check_root(config: Mapping[str, Any]) -> None:
     Raises ValueError with one sentence."""
     _require(config, [*ROOT_HINTS, "size", "reference", "data", "train", "tasks"], "The configuration")
     check_values(config, ROOT_HINTS, "")
+    if not isinstance(config["tasks"], Mapping) or not all(
+        isinstance(t, Mapping) for t in config["tasks"].values()
+    ):
+        raise ValueError(
+            f"tasks={_shown(config['tasks'])} holds the tasks' settings; choose tasks with task=[NAME]."
+        )
+    check_values(config, {key: dict[str, Any] for key in ("size", "reference", "data", "train")}, "")
+    check_values(config["train"], {"stream": dict[str, Any]}, "train")
+    check_values(config["data"], {"corpus": dict[str, Any]}, "data")
     _require(config["size"], [key for key in SIZE_HINTS if key != "is_published"], "size")
     if config["seed"] < 0:
         raise ValueError(f"seed={config['seed']} must not be negative.")
@@ -124,6 +134,7 @@ def check_targets(node: Any, path: str = "") -> None:
 
 def _check_target(node: Mapping[str, Any], path: str) -> None:
     target = str(node["_target_"])
+    logging.getLogger(hydra.utils.__name__).disabled = True  # it prints what is raised below
     try:
         function = hydra.utils.get_method(target) if "." in target else None
     except Exception as error:

@@ -13,6 +13,7 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from harness.config_dir import options, unknown
 
@@ -31,6 +32,8 @@ def sentence(error: BaseException) -> str | None:
         return f"{error.full_key} cannot be used: {_first_line(error)}."
     if isinstance(error, (OmegaConfBaseException, CompactHydraException, HydraException)):
         return f"The configuration cannot be used: {_first_line(error)}."
+    if isinstance(error, YAMLError):
+        return f"A configuration file cannot be read: {_one_line(str(error))}."
     if isinstance(error, OSError) and error.filename is not None:  # data and caches have their own sentence
         return f"{error.filename} cannot be written or read ({error.strerror}); choose another output=DIR."
     if isinstance(error, OSError):

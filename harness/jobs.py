@@ -78,9 +78,9 @@ def run_job(
             if status == "oom" and num_beside:
                 reason += f"; up to {num_beside} jobs ran beside it, num_workers=1 leaves it all the memory"
             is_setup = False
-            if in_flight_path.exists():
+            if in_flight_path.exists() and not _is_done(in_flight_path):
                 is_setup = _record_death(in_flight_path, status, reason)
-            elif not is_late:  # before it began, or between two cells
+            elif not is_late:  # before it began, between two cells, or where all before is done
                 num_lost += 1
                 if num_lost > 1:
                     raise InputError(f"{spec['job']}: {reason}, with no cell under way, twice.")
@@ -143,6 +143,15 @@ def _verdict(code: int, is_late: bool, timeout_s: float) -> tuple[str, str]:
     if code < 0:
         return "crashed", f"the process was ended by {signal.Signals(-code).name}"
     return "crashed", f"the process ended with exit code {code}"
+
+
+def _is_done(in_flight_path: Path) -> bool:
+    """Whether the cell under way has its number from an earlier run, as where a worker dies before it has
+    looked."""
+    in_flight = json.loads(in_flight_path.read_text())
+    path, point = Path(in_flight["path"]), Point(**in_flight["point"])
+    records = read(path) if path.exists() else ()
+    return any(isinstance(r, Point) and r.key == point.key and r.status == "ok" for r in records)
 
 
 def _record_death(in_flight_path: Path, status: str, reason: str) -> bool:

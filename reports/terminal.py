@@ -52,8 +52,9 @@ def ranking_text(folder: Path) -> str:
     text += ["; ".join(known) + "."] if known else []
     failures = results.failures()
     if failures:
+        cells = "cells" if len(failures) > 1 else "cell"
         text.append(
-            f"{len(failures)} {'cells' if len(failures) > 1 else 'cell'} gave no number; the report says why."
+            f"{len(failures)} {cells} gave no number; the report says why. retry_failed=true tries again."
         )
     if results.damaged_lines:
         text.append(f"Damaged record lines: {len(results.damaged_lines)}; the report names them.")

@@ -58,6 +58,18 @@ def test_every_fault_is_typed_and_the_job_goes_on(
     assert not list((output / "jobs").iterdir())
 
 
+def test_a_death_before_the_first_cell_leaves_what_is_measured(
+    run_job: RunJob, points: Points, output: Path, tmp_path: Path
+) -> None:
+    overrides = ["task=[faults]", "tasks.faults.faults=[a]", f"tasks.faults.log={tmp_path / 'log'}"]
+    overrides += ["tasks.faults.prepare_fault=killedlater"]
+    assert run_job(output, *overrides) == []
+    kept = points(output)
+    assert run_job(output, *overrides) == []
+    assert (tmp_path / "log").read_text().split().count("killedlater") == 3, "killed, and started again"
+    assert points(output) == kept
+
+
 def test_a_job_that_is_late_types_the_cell_under_way_and_those_left(
     run_job: RunJob, points: Points, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
