@@ -69,9 +69,11 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor], *, is_interleaved: bool = Fa
     """As `rotary`, by a table of `rotary_table`."""
     cos, sin = table
     if is_interleaved:
-        first, second = x[..., 0::2], x[..., 1::2]
-        rotated = (first * cos - second * sin, first * sin + second * cos)
-        return torch.stack(rotated, dim=-1).flatten(-2)
+        # A pair as a complex number: one product, where the halves of pairs are slow to reach on a CPU.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        pairs = torch.view_as_complex(x.to(dtype).contiguous().unflatten(-1, (-1, 2)))
+        turned = pairs * torch.complex(cos.to(dtype), sin.to(dtype))
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
