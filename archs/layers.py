@@ -41,7 +41,10 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if torch.is_grad_enabled():
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate = F.silu(self.gate_proj(x), inplace=True)  # new memory would cost a CPU a tenth of the time
+        return self.down_proj(gate.mul_(self.up_proj(x)))
 
     def flops_per_token(self) -> float:
         """6 D d_ff."""
