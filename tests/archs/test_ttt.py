@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archs.base import state_bytes
 from archs.decoder import Decoder
-from archs.layers import ShortConvolution
+from archs.layers import ShortConvolution, rotary
 from archs.ttt import TTTMLP, TTTLinear, TTTMixer
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
@@ -202,3 +202,17 @@ def test_the_step_size_changes_the_output() -> None:
 def test_impossible_settings_are_errors(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TTTLinear(d_model=16, **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_interleaved_rotary_turns_neighbours(dtype: torch.dtype) -> None:
+    """Also where a head's entries do not lie side by side in memory."""
+    x = torch.randn(2, 3, 6, 5, dtype=dtype).transpose(2, 3)  # (B, T, H, K)
+    y = rotary(x, torch.tensor([0, 1, 7]), theta=100.0, is_interleaved=True)
+    angles = torch.tensor([0.0, 1.0, 7.0])[:, None] / 100.0 ** (torch.arange(0, 6, 2) / 6)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    first, second = x[..., 0::2].double(), x[..., 1::2].double()
+    expected = torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2)
+    tolerance = 1e-6 if dtype == torch.float64 else 3e-2
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)

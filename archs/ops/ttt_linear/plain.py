@@ -25,7 +25,9 @@ from torch.autograd.function import once_differentiable
 from archs.ops.ttt_linear import TTTLinearWeights
 
 # Mini-batches whose weights-independent work is batched; 16 of them keep a head's weights in cache.
+# Without gradients, that work's many small calls cost more than the cache: so many times as many.
 GROUP_MINI_BATCHES = 16
+READING_GROUPS = 4
 
 
 class Tokens(NamedTuple):
@@ -174,7 +176,7 @@ def segments(num_tokens: int, position: int, mini_batch_tokens: int) -> list[tup
     and what opens the last one."""
     first = min(num_tokens, -position % mini_batch_tokens)
     whole = first + (num_tokens - first) // mini_batch_tokens * mini_batch_tokens
-    group = GROUP_MINI_BATCHES * mini_batch_tokens
+    group = GROUP_MINI_BATCHES * mini_batch_tokens * (1 if torch.is_grad_enabled() else READING_GROUPS)
     cuts = sorted({0, *range(first, whole, group), whole, num_tokens})
     return list(pairwise(cuts))
 

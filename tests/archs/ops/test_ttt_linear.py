@@ -79,6 +79,13 @@ def test_groups_of_mini_batches_follow_one_another(monkeypatch: pytest.MonkeyPat
     )
 
 
+@torch.no_grad()
+def test_groups_follow_one_another_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GROUP, 1)
+    inputs = tensors(150, position=10)  # 9 mini-batches in groups of 4
+    torch.testing.assert_close(call(inputs, 10, "plain"), call(inputs, 10, "reference"), rtol=0, atol=1e-11)
+
+
 def test_a_mini_batch_of_one_token_is_online_gradient_descent() -> None:
     inputs = tensors(9, mini_batch_tokens=1)
     torch.testing.assert_close(call(inputs, 0, "plain"), call(inputs, 0, "reference"), rtol=0, atol=1e-12)
