@@ -114,9 +114,9 @@ def test_the_first_run_installs_and_the_second_does_not(workshop: Workshop) -> N
     venv, install, test = workshop.take_notes()
     assert venv == "python3 -m venv --clear .venv"
     assert install.startswith("python -m pip install") and install.endswith("--editable .[dev]")
-    assert test == "python -m pytest -n 2"
+    assert test == "python -m pytest -n 2 --dist worksteal"
     assert workshop.run("make", "test", "PYTEST_ARGS=tests/archs -x").returncode == 0
-    assert workshop.take_notes() == ["python -m pytest -n 2 tests/archs -x"]
+    assert workshop.take_notes() == ["python -m pytest -n 2 --dist worksteal tests/archs -x"]
 
 
 def test_a_changed_list_of_dependencies_is_installed(installed: Workshop) -> None:
@@ -124,7 +124,11 @@ def test_a_changed_list_of_dependencies_is_installed(installed: Workshop) -> Non
     os.utime(installed.root / "pyproject.toml", (stamp + 10, stamp + 10))
     assert installed.run("make", "test").returncode == 0
     install, test = installed.take_notes()
-    assert "pip install" in install and "venv" not in install and test == "python -m pytest -n 2"
+    assert (
+        "pip install" in install
+        and "venv" not in install
+        and test == "python -m pytest -n 2 --dist worksteal"
+    )
 
 
 def test_a_failed_installation_is_tried_again(workshop: Workshop) -> None:

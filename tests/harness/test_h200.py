@@ -21,7 +21,7 @@ PLAIN = [
 def test_a_part_of_the_latency_experiment_runs_on_a_cpu(
     quick_command: Command, tiny: list[str], points: Points, tmp_path: Path
 ) -> None:
-    names = ["mamba", "ttt_linear", "transformer_squared"]
+    names = ["mamba", "ttt_linear"]
     few = ["tasks.latency.context_lengths_tokens=[16,32]", "tasks.latency.num_samples=2"]
     few += ["tasks.latency.num_decode_steps=2", "tasks.training_speed.matmul_width=32"]
     few += ["tasks.training_speed.context_lengths_tokens=[16]", "tasks.training_speed.batch_tokens=32"]

@@ -15,7 +15,7 @@ from harness.kernel_operations import relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OURS = ["ttt_mlp_training", "layer_prefill_b16_8192"]  # compared with what is always there
-ABSENT = ["ttt_linear_training", "neural_memory_forward", "selective_scan_forward", "ssd_training"]
+ABSENT = ["selective_scan_forward", "ssd_training"]
 
 
 def toy(name: str, num_rounds: int = 2) -> dict[str, Any]:
