@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
+from torch.overrides import TorchFunctionMode
 
 from archs.base import SequenceModel
 from harness.check import check_call, check_root, check_targets, check_values
@@ -23,6 +24,9 @@ from harness.train import Training
 
 #: Settings of conf/train that are not the trainer's own.
 NOT_TRAINER_KEYS = ("name", "stream", "search", "search_grid", "by_size", "peak_learning_rate")
+
+#: What fills a tensor with random numbers, beside torch.nn.init.
+DRAWN = (torch.Tensor.normal_, torch.Tensor.uniform_)
 
 #: The relative difference in parameters that `match=parameters` must stay below.
 MATCH_TOLERANCE = 0.02
@@ -96,8 +100,19 @@ def training_settings(config: Mapping[str, Any], learning_rate: float) -> Traini
 def build_model(model_config: Mapping[str, Any], device: str | torch.device = "cpu") -> SequenceModel:
     """Instantiates a model from its resolved configuration on `device` ("meta" costs nothing)."""
     check_targets(model_config, "arch.model")
-    with torch.device(device):
+    with _NothingDrawnOnMeta(), torch.device(device):
         return instantiate(model_config)
+
+
+class _NothingDrawnOnMeta(TorchFunctionMode):
+    """Leaves out what would fill tensors without content: torch imports its compiler for it, which takes
+    seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        is_drawn = function in DRAWN or getattr(function, "__module__", None) == "torch.nn.init"
+        return tensor if is_drawn and tensor.is_meta else function(*args, **kwargs)
 
 
 def instantiate(node: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -119,17 +120,37 @@ def command(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Result
     return run
 
 
+def in_this_process(spec_path: Path, *_: object) -> tuple[int, bool]:
+    """In place of jobs._wait."""
+    spec = json.loads(spec_path.read_text())
+    spec_path.write_text(json.dumps({**spec, "parent_pid": os.getppid()}))
+    return worker.main(str(spec_path)), False
+
+
+@pytest.fixture(scope="session")
+def trained(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Lays the checkpoint of the TINY Transformer into an output folder: training in every worker would take
+    most of the time of tests that are not about it."""
+    source = tmp_path_factory.mktemp("trained") / "output"
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in environment.items():
+            patch.setenv(key, value)
+        patch.setattr(jobs, "_wait", in_this_process)
+        config = runner.plain(compose_config([*TINY, "task=[]", f"output={source}"]))
+        assert runner.run_process("quality", [config], line=0, stopping=threading.Event()) == []
+
+    def lay(output: Path) -> None:
+        shutil.copytree(source / "checkpoints", output / "checkpoints", dirs_exist_ok=True)
+
+    return lay
+
+
 @pytest.fixture
 def quick_command(
     in_environment: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Result]:
     """`python -m harness *arguments` inside this process, its worker too: no torch is imported anew,
     and no report is rendered."""
-
-    def in_this_process(spec_path: Path, *_: object) -> tuple[int, bool]:
-        spec = json.loads(spec_path.read_text())
-        spec_path.write_text(json.dumps({**spec, "parent_pid": os.getppid()}))
-        return worker.main(str(spec_path)), False
 
     def run(*arguments: str) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it; so it is put back
@@ -148,11 +169,13 @@ def quick_command(
 
 
 @pytest.fixture
-def run_job(in_environment: None) -> Callable[..., list[Point]]:
-    """Runs one quality job in a worker process and returns its typed failures."""
+def run_job(in_environment: None, trained: Callable[[Path], None]) -> Callable[..., list[Point]]:
+    """Runs one quality job of the trained TINY Transformer in a worker process and returns its typed
+    failures."""
 
     def run(output: Path, *overrides: str, kind: str = "quality") -> list[Point]:
         config = compose_config([*TINY, f"output={output}", *overrides], str(PLUGIN / "conf"))
+        trained(output)
         return runner.run_process(kind, [runner.plain(config)], line=0, stopping=threading.Event())
 
     return run

@@ -65,12 +65,14 @@ def test_a_stopped_run_goes_on_where_it_was(
     sign: signal.Signals,
     heeds_interrupts: None,
     start: Callable[..., subprocess.Popen[str]],
+    trained: Callable[[Path], None],
     tiny: list[str],
     points: Callable[..., list[Point]],
     records: Callable[[Path], list],
     tmp_path: Path,
 ) -> None:
     output, log = tmp_path / "output", tmp_path / "log"
+    trained(output)
     arguments = [f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}"]
     arguments += ["task=[faults]", "tasks.faults.faults=[none-1,none-2,sleep]", f"tasks.faults.log={log}"]
     process = start(*arguments)
@@ -103,11 +105,13 @@ def test_a_stopped_run_goes_on_where_it_was(
 def test_an_interrupt_ends_all_jobs_that_run_at_once(
     heeds_interrupts: None,
     start: Callable[..., subprocess.Popen[str]],
+    trained: Callable[[Path], None],
     tiny: list[str],
     points: Callable[..., list[Point]],
     tmp_path: Path,
 ) -> None:
     output, log = tmp_path / "output", tmp_path / "log"
+    trained(output)
     arguments = ["--multirun", f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}", "num_workers=2"]
     arguments += ["arch=transformer,recurrent,mamba", "task=[faults]"]
     process = start(*arguments, "tasks.faults.faults=[none,sleep]", f"tasks.faults.log={log}")
@@ -129,11 +133,13 @@ def test_an_interrupt_ends_all_jobs_that_run_at_once(
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the worker in /proc")
 def test_a_mistake_in_one_job_ends_the_sweep_and_the_job_beside_it(
     start: Callable[..., subprocess.Popen[str]],
+    trained: Callable[[Path], None],
     tiny: list[str],
     points: Callable[..., list[Point]],
     tmp_path: Path,
 ) -> None:
     output, log = tmp_path / "output", tmp_path / "log"
+    trained(output)
     arguments = ["--multirun", f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}", "num_workers=2"]
     arguments += ["task=[faults]", "tasks.faults.faults=[none-1,sleep]", f"tasks.faults.log={log}"]
     process = start(*arguments, "tasks.faults.prepare_fault=none-0,refuse,none-0", "interleave=[transformer]")
