@@ -146,9 +146,11 @@ def _verdict(code: int, is_late: bool, timeout_s: float) -> tuple[str, str]:
 
 
 def _is_done(in_flight_path: Path) -> bool:
-    """Whether the cell under way has its number from an earlier run, as where a worker dies before it has
-    looked."""
+    """Whether the worker died before it had looked, and what it would have begun with has its number from an
+    earlier run."""
     in_flight = json.loads(in_flight_path.read_text())
+    if in_flight["header"] is None:  # it had looked, and found none, or one of other data
+        return False
     path, point = Path(in_flight["path"]), Point(**in_flight["point"])
     records = read(path) if path.exists() else ()
     return any(isinstance(r, Point) and r.key == point.key and r.status == "ok" for r in records)

@@ -51,14 +51,16 @@ def run(config: DictConfig, pool: Pool) -> None:
         raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
     elif interleave is None and "latency" in resolved["tasks"]:
         parts.append(("latency", [resolved]))
+    num_at_once = resolved["num_workers"]
     if parts[-1][0] == "latency" or not _is_sweep_here():
-        for one in (c for _, configs in parts for c in configs):
-            one["num_workers"] = 1
+        num_at_once = 1
+    for one in (c for _, configs in parts for c in configs):
+        one["num_workers"] = num_at_once
 
     def work(line: int) -> list[Point]:
         return [p for part in parts for p in run_process(*part, line=line, stopping=pool.stopping)]
 
-    pool.start(work, resolved["num_workers"])
+    pool.start(work, num_at_once)
 
 
 def _is_sweep_here() -> bool:

@@ -103,6 +103,23 @@ def test_the_command_ends_with_ranking_and_report(sweep: tuple) -> None:
     assert "Traceback" not in err and "Warning" not in err
 
 
+def test_two_train_at_once_and_latency_is_measured_alone(sweep: tuple, headers: list[Header]) -> None:
+    lines = [line for line in sweep[2].splitlines() if line.startswith("-- ") or "jobs done" in line]
+    assert [line.partition("-nano")[0].partition(" jobs")[0] for line in lines] == [
+        "-- transformer",
+        "-- recurrent",
+        "1/3",
+        "2/3",
+        "-- latency",
+        "3/3",
+    ]
+    assert {h.job.partition("-")[0]: h.config["num_workers"] for h in headers} == {
+        "transformer": 2,
+        "recurrent": 2,
+        "latency": 1,
+    }
+
+
 def test_the_same_command_measures_nothing_twice_and_mends_a_damaged_line(
     sweep: tuple, arguments: list[str], quick_command: Command, points: Points, tmp_path: Path
 ) -> None:
