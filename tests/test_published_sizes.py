@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from harness.config import (
     mismatch_text,
 )
 from harness.cost import main, meta_model
-from tests.conftest import TRAINED, compose_resolved
+from tests.conftest import TRAINED
+from tests.conftest import compose_resolved as compose
 
 #: arXiv 2312.00752 and 2405.21060 (vocabularies 50280 and 50288, tied), and 2407.04620 with its Mamba
 #: backbone (32000, tied): counted on the published code.
@@ -39,8 +39,6 @@ PUBLISHED = {
 }
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SIZES = sorted(path.stem for path in (CONF / "size").glob("*.yaml") if path.stem[0].isdigit())
-
-compose = functools.cache(compose_resolved)
 
 
 @pytest.mark.parametrize(("arch", "size"), PUBLISHED)
@@ -88,7 +86,7 @@ def test_an_override_of_the_model_that_the_size_leaves_out_is_an_error(
     overrides: list[str], words: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"changes nothing at size=.*; set {words} instead"):
-        compose_resolved(*overrides)
+        compose(*overrides)
 
 
 def test_an_override_of_the_model_that_the_size_takes_holds() -> None:
@@ -97,7 +95,7 @@ def test_an_override_of_the_model_that_the_size_takes_holds() -> None:
         (("arch=mamba", "size=tiny", "arch.model.num_layers=5"), 5),
         (("arch=ttt_mlp", "size=125m", "arch.model.num_layers=6"), 6),
     ):
-        assert compose_resolved(*overrides)["arch"]["model"]["num_layers"] == num_layers
+        assert compose(*overrides)["arch"]["model"]["num_layers"] == num_layers
 
 
 @pytest.mark.parametrize("arch", ["mamba", "mamba2"])

@@ -13,12 +13,14 @@ holds several. The same format is used to train and to evaluate.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from tasks.data.corpus import Split
 from tasks.data.sampling import DocumentSampler
+from tasks.data.tokenizers import Tokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VALUE_DIGITS = 4
@@ -96,7 +98,7 @@ class NeedleMaker:
         self.max_trailing_tokens = max_trailing_tokens
         self._tokenizer = split.tokenizer
         self._newline = self._encode("\n")
-        self._values = self._values_of_one_length()
+        self._values = _values_of_one_length(self._tokenizer)
         self.answer_tokens = self._values.shape[1]
         self._samplers: dict[int, DocumentSampler] = {}
 
@@ -183,14 +185,6 @@ class NeedleMaker:
     def _encode(self, text: str) -> np.ndarray:
         return self._tokenizer.encode(text.encode()).tokens
 
-    def _values_of_one_length(self) -> np.ndarray:
-        """The 4-digit numbers (0000 to 9999) whose encoding has the commonest length, so that the
-        rows of a batch agree; at byte level all of them."""
-        encoded = [self._encode(f"{value:0{VALUE_DIGITS}d}") for value in range(10**VALUE_DIGITS)]
-        lengths = np.array([len(tokens) for tokens in encoded])
-        commonest = np.bincount(lengths).argmax()
-        return np.stack([tokens for tokens in encoded if len(tokens) == commonest])
-
     def _sampler(self, context_tokens: int) -> DocumentSampler:
         if context_tokens not in self._samplers:
             # A document as long as the whole context leaves room for any text within it.
@@ -208,3 +202,13 @@ class NeedleMaker:
         wanted = np.rint(depths * len(text)).astype(np.int64)
         walked_back = starts[np.searchsorted(starts, wanted, side="right") - 1]
         return np.where(depths >= 1.0, len(text), walked_back)
+
+
+@cache
+def _values_of_one_length(tokenizer: Tokenizer) -> np.ndarray:
+    """The 4-digit numbers (0000 to 9999) whose encoding has the commonest length, so that the rows of a
+    batch agree; at byte level all of them. They take a tenth of a second."""
+    numbers = (f"{value:0{VALUE_DIGITS}d}" for value in range(10**VALUE_DIGITS))
+    encoded = [tokenizer.encode(number.encode()).tokens for number in numbers]
+    commonest = np.bincount([len(tokens) for tokens in encoded]).argmax()
+    return np.stack([tokens for tokens in encoded if len(tokens) == commonest])

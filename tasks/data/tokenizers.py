@@ -23,11 +23,18 @@ class Encoding(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """name identifies the vocabulary and its rules: texts encoded under one name agree."""
+    """name identifies the vocabulary and its rules: texts encoded under one name agree, and tokenizers of
+    one name are equal."""
 
     name: str
     vocab_size: int
     document_start_id: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
     @abstractmethod
     def encode(self, text: bytes) -> Encoding:
