@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness import cost
 from harness.record import Point
 
 Command = Callable[..., tuple[int, str, str]]
@@ -63,8 +64,9 @@ def test_the_data_must_have_its_vocabulary(
     assert "data.vocab_size=300" in line and "257" in line
 
 
-def test_the_cost_card_reads_no_weights(command: Command, checkpoint: Path) -> None:
-    code, out, err = command("arch=huggingface", f"arch.path={checkpoint}", module="harness.cost")
+def test_the_cost_card_reads_no_weights(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cost.main(["arch=huggingface", f"arch.path={checkpoint}"])
+    out, err = capsys.readouterr()
     assert code == 0, err
     values = json.loads(out.splitlines()[-1])
     assert values["state_bytes"]["1024"] == 2 * 1024 * 16 * 4

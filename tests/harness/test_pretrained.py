@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from archs.attention import Attention
 from archs.decoder import Decoder
 from archs.pretrained import pretrained_model
+from harness import cost
 from harness.record import Point
 
 Command = Callable[..., tuple[int, str, str]]
@@ -128,8 +129,9 @@ def test_what_is_wrong_is_said_in_a_sentence(
     assert all(word in line for word in words), line
 
 
-def test_the_cost_card_reads_no_weights(command: Command, checkpoint: Path) -> None:
-    code, out, err = command("arch=pretrained", f"arch.path={checkpoint}", module="harness.cost")
+def test_the_cost_card_reads_no_weights(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cost.main(["arch=pretrained", f"arch.path={checkpoint}"])
+    out, err = capsys.readouterr()
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])["num_parameters"] == NUM_PARAMETERS
     assert "small-llama" in out
