@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from harness import __main__ as command_line
-from harness import jobs, runner, worker
+from harness import interleaved, jobs, runner, worker
 from harness.config import compose_config
 from harness.record import Point, read
 
@@ -55,6 +55,10 @@ def tiny() -> list[str]:
 def tiny_tasks() -> list[str]:
     """The overrides that make the three tasks small."""
     return list(TINY_TASKS)
+
+
+#: How arguments begin that set hydra.mode, or themselves set how Hydra runs.
+MAY_SWEEP = ("experiment=", "hydra.", "-m", "--multirun")
 
 
 class Result(NamedTuple):
@@ -120,9 +124,11 @@ def command(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Result
 
 
 def in_this_process(spec_path: Path, *_: object) -> tuple[int, bool]:
-    """In place of jobs._wait. No thread is started to end this process with its parent."""
+    """In place of jobs._wait. No thread is started to end this process with its parent, and the product that
+    a latency job times first is small."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "_end_with", lambda parent_pid: None)
+        patch.setattr(interleaved, "CALIBRATION_WIDTH", 32)
         return worker.main(str(spec_path)), False
 
 
@@ -149,9 +155,12 @@ def quick_command(
     in_environment: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Result]:
     """`python -m harness *arguments` inside this process, its worker too: no torch is imported anew,
-    and no report is rendered."""
+    and no report is rendered. Whether it is a sweep, which Hydra composes the configuration once more to
+    find out, is asked only where it may be one."""
 
     def run(*arguments: str) -> Result:
+        if not any(argument.startswith(MAY_SWEEP) for argument in arguments):
+            arguments = ("--run", *arguments)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it; so it is put back
         monkeypatch.setattr(jobs, "_wait", in_this_process)
         monkeypatch.setattr(runner, "_is_sweep_here", lambda: False)  # one worker at a time
