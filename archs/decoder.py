@@ -21,7 +21,7 @@ from archs.base import (
     prefill,
 )
 from archs.cross_entropy import chunked_cross_entropy
-from archs.layers import SwiGLU
+from archs.layers import RMSNorm, SwiGLU
 
 MixerFactory = Callable[..., Mixer]
 
@@ -47,11 +47,11 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.mixers = nn.ModuleList(mixers)
-        self.mixer_norms = nn.ModuleList(nn.RMSNorm(d_model, eps=norm_eps) for _ in mixers)
+        self.mixer_norms = nn.ModuleList(RMSNorm(d_model, eps=norm_eps) for _ in mixers)
         self.feed_forward = (
             SwiGLU(d_model=d_model, d_ff=d_ff, use_bias=use_feed_forward_bias) if d_ff else None
         )
-        self.feed_forward_norm = nn.RMSNorm(d_model, eps=norm_eps) if d_ff else None
+        self.feed_forward_norm = RMSNorm(d_model, eps=norm_eps) if d_ff else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
@@ -119,7 +119,7 @@ class Decoder(SequenceModel):
                 )
             )
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.norm = RMSNorm(d_model, eps=norm_eps)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=d_model**-0.5)
         if is_tied:

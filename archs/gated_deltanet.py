@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution, initial_step_bias
+from archs.layers import CausalConvolution, RMSNorm, initial_step_bias
 from archs.ops.gated_delta_rule import OPERATION, gated_delta_rule, gated_delta_rule_step
 
 # The width of all keys together, against the model's: with expand_v 2 the layer has about 6 D^2 parameters.
@@ -102,7 +102,7 @@ class GatedDeltaNet(Mixer):
         self.dt_bias = nn.Parameter(initial_step_bias(num_heads, start_steps))
         rates = torch.empty(num_heads).uniform_(*start_decays)
         self.A_log = nn.Parameter(rates.clamp_min(1e-6).log())  # a rate of 0 could never be trained
-        self.norm = nn.RMSNorm(value_width, eps=norm_eps)
+        self.norm = RMSNorm(value_width, eps=norm_eps)
         self.out_proj = nn.Linear(self.gate_channels, d_model, bias=False)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -29,6 +29,24 @@ def initial_step_bias(count: int, steps: Sequence[float]) -> Tensor:
     return step + torch.log(-torch.expm1(-step))  # the inverse of softplus
 
 
+#: From so many numbers on, passes over memory cost a CPU more than calls do.
+MANY = 2**17
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019, arXiv 1910.07467, eq. 4). torch's own
+    function squares x into new memory on a CPU; without gradients half of its passes are spared here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        is_plain = x.device.type == "cpu" and x.dtype == self.weight.dtype in (torch.float32, torch.float64)
+        if torch.is_grad_enabled() or not is_plain or x.numel() < MANY:
+            return super().forward(x)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(x.new_full((), self.eps), norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(self.weight)
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases unless asked (Shazeer 2020, arXiv 2002.05202)."""
 

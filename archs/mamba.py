@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution, initial_step_bias, undecayed
+from archs.layers import CausalConvolution, RMSNorm, initial_step_bias, undecayed
 from archs.ops.selective_scan import OPERATION as SELECTIVE_SCAN
 from archs.ops.selective_scan import selective_scan, selective_step
 from archs.ops.ssd import OPERATION as SSD
@@ -246,7 +246,7 @@ class Mamba2(Mixer):
         self.dt_bias = nn.Parameter(initial_step_bias(self.num_heads, start_steps))
         self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(*start_decays).log())
         self.D = nn.Parameter(torch.full((self.num_heads,), float(start_skip)))
-        self.norm = nn.RMSNorm(inner, eps=norm_eps)
+        self.norm = RMSNorm(inner, eps=norm_eps)
         self.out_proj = nn.Linear(inner, d_model, bias=use_bias)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution
+from archs.layers import CausalConvolution, RMSNorm
 from archs.ops.neural_memory import OPERATION, NeuralMemoryState, neural_memory
 
 #: The largest momentum: a gradient is repeated by the momenta of the tokens after it, at most
@@ -218,7 +218,7 @@ class TitansLMM(Mixer):
             max_step_size=max_step_size,
             implementation=implementation,
         )
-        self.norm = nn.RMSNorm(d_model // num_heads, eps=norm_eps)
+        self.norm = RMSNorm(d_model // num_heads, eps=norm_eps)
         self.gate_proj = nn.Linear(d_model, d_model, bias=False)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
 
@@ -271,8 +271,8 @@ class MemoryGate(nn.Module):
 
     def __init__(self, *, d_model: int, norm_eps: float = 1e-6) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(d_model, eps=norm_eps)
-        self.memory_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.attention_norm = RMSNorm(d_model, eps=norm_eps)
+        self.memory_norm = RMSNorm(d_model, eps=norm_eps)
         self.gate_proj = nn.Linear(d_model, d_model)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
-from archs.layers import CausalConvolution, rotary_table, rotate
+from archs.layers import CausalConvolution, RMSNorm, rotary_table, rotate
 from archs.ops.neural_memory import NeuralMemoryState, read
 from archs.ops.operation import Implementation, Operation
 from archs.titans import MemoryGate, NeuralMemory
@@ -136,8 +136,8 @@ class TitansMAC(Mixer):
         shape = (num_persistent_tokens, num_heads, self.head_width)
         self.persistent_keys = nn.Parameter(torch.randn(shape))
         self.persistent_values = nn.Parameter(0.02 * torch.randn(shape))
-        self.retrieved_norm = nn.RMSNorm(self.head_width, eps=norm_eps)
-        self.norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.retrieved_norm = RMSNorm(self.head_width, eps=norm_eps)
+        self.norm = RMSNorm(d_model, eps=norm_eps)
         self.gate = MemoryGate(d_model=d_model, norm_eps=norm_eps)
 
     def _pieces(self, x: Tensor, state: MACState) -> list[_Piece]:

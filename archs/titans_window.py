@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from archs.base import Advance, Flops, Mixer, Phase, decode, decode_at, prefill
+from archs.layers import RMSNorm
 from archs.sliding_window import SlidingWindowAttention, SlidingWindowState
 from archs.titans import MemoryGate, MemoryState, TitansLMM
 
@@ -148,7 +149,7 @@ class TitansMAL(_MemoryAndWindow):
 
     @staticmethod
     def _build_joint(*, d_model: int, norm_eps: float) -> nn.Module:
-        return nn.RMSNorm(d_model, eps=norm_eps)
+        return RMSNorm(d_model, eps=norm_eps)
 
     def _join(self, x: Tensor, memory: Part, window: Part) -> Tensor:
         y = memory(x)
