@@ -16,7 +16,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-PIP_INSTALL = $(RUN) -m pip install --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet)
+PIP_INSTALL = $(RUN) -m pip install --no-compile --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -67,7 +67,8 @@ format: $(INSTALLED) ## apply the style
 	@$(RUN) -m ruff format .
 
 # The stamp is newer than pyproject.toml when all of it is installed. A .venv whose Python is gone
-# (upgraded, moved) or does not fit is built anew.
+# (upgraded, moved) or does not fit is built anew. Byte code is written by all cores, and only for what may be
+# imported: pip would take a minute more.
 $(INSTALLED): pyproject.toml $(if $(shell $(RUN) -c "" 2>/dev/null || echo gone),reinstall) | python-fits
 	@sh .ci/find-python $(RUN) >/dev/null 2>&1 && $(RUN) -c 'import pip' 2>/dev/null || \
 	{ python=$$(sh .ci/find-python $(PYTHON)) && echo "Creating $(VENV) with $$python." && \
@@ -77,6 +78,7 @@ ifneq ($(TORCH_INDEX_URL),)
 	@$(PIP_INSTALL) --index-url '$(TORCH_INDEX_URL)' "$$($(RUN) -c '$(PRINT_TORCH_REQUIREMENT)')"
 endif
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@$(RUN) -m compileall -qq -j 0 -x '/(tests?|testing|models)/' $(VENV)/lib || true
 	@touch $@
 
 reinstall:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution, RMSNorm, initial_step_bias, undecayed
+from archs.layers import CausalConvolution, RMSNorm, initial_step_bias, rms_norm, undecayed
 from archs.ops.selective_scan import OPERATION as SELECTIVE_SCAN
 from archs.ops.selective_scan import selective_scan, selective_step
 from archs.ops.ssd import OPERATION as SSD
@@ -270,7 +270,7 @@ class Mamba2(Mixer):
     def _output(self, y: Tensor, gate: Tensor) -> Tensor:
         """The gated norm, over each norm group's channels, and the output projection; y (..., H, P)."""
         y = (y.flatten(-2) * F.silu(gate)).unflatten(-1, (self.num_norm_groups, -1))
-        y = F.rms_norm(y, y.shape[-1:], eps=self.norm.eps).flatten(-2) * self.norm.weight
+        y = rms_norm(y, None, eps=self.norm.eps).flatten(-2) * self.norm.weight
         return self.out_proj(y)
 
     def forward(self, x: Tensor) -> Tensor:

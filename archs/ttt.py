@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution, rotary, undecayed
+from archs.layers import CausalConvolution, gelu, rotary, undecayed
 from archs.ops.ttt_linear import OPERATION as LINEAR
 from archs.ops.ttt_linear import TTTLinearWeights, ttt_linear
 from archs.ops.ttt_mlp import OPERATION as MLP
@@ -149,7 +149,7 @@ class TTTMixer(Mixer):
         y, inner = self.run_inner(q, k, v, lr, token_scale, *norm, inner, position, **options)
         y = self.post_norm(y.flatten(2))
         if self.g_proj is not None:
-            y = F.gelu(self.g_proj(x), approximate="tanh") * y
+            y = gelu(self.g_proj(x)) * y
         return self.o_proj(y), inner
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(copies, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else power that fails leaves the name without the content
         os.replace(temporary, path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 CONFIG_DIR = str(Path(__file__).resolve().parent.parent / "conf")
 
@@ -39,10 +40,15 @@ def register_resolvers() -> None:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Plain, fully interpolated data; raises ValueError naming an unresolved interpolation.
+    """Plain, fully interpolated data. Raises ValueError where the training recipe has no values for the size,
+    and OmegaConf's own error for another interpolation that has no value.
 
     At a size with `is_published` an architecture's `published_model` stands in place of its `model`."""
-    value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError:
+        _check_recipe(config)
+        raise
     assert isinstance(value, dict)
     resolved = {"tasks": {}} | {str(key): item for key, item in value.items()}
     for group in MODEL_GROUPS:
@@ -51,6 +57,21 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         if is_replaced:
             resolved[group]["model"] = published
     return resolved
+
+
+def _check_recipe(config: DictConfig) -> None:
+    """Raises ValueError where `train` takes values from its `by_size`, which has none for this size."""
+    train, size = config.get("train") or {}, OmegaConf.select(config, "size.name")
+    sizes = train.get("by_size")
+    if sizes is None or size in sizes:
+        return
+    raw: Any = OmegaConf.to_container(train, resolve=False)
+    taken = [key for key, value in raw.items() if isinstance(value, str) and "train.by_size[" in value]
+    needed = ", ".join(f"train.{key}=VALUE" for key in taken)
+    raise ValueError(
+        f"train={train.get('name')} has no values for size={size}; choose one of its sizes "
+        f"({', '.join(sizes)}) or set {needed}."
+    )
 
 
 def check_model_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> None:

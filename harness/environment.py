@@ -17,7 +17,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 VARIABLES = ("MALLOC_", "OMP_", "MKL_", "TRITON_INTERPRET")
 
 #: Packages whose version is recorded where they are installed.
-PACKAGES = ("triton", "mamba-ssm", "flash-attn", "causal-conv1d", "hydra-core", "numpy")
+PACKAGES = (
+    *("triton", "mamba-ssm", "flash-attn", "causal-conv1d", "flash-linear-attention"),
+    *("hydra-core", "numpy", "transformers", "tokenizers", "datasets"),
+)
 
 
 def describe(device: torch.device) -> dict[str, Any]:

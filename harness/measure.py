@@ -8,7 +8,7 @@ import math
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -98,14 +98,17 @@ class _LiveTensors(TorchDispatchMode):
         del types
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, *kwargs.values()))}
+        if _makes_nothing(function):
+            return result
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
-            key, num_bytes = storage._cdata, storage.nbytes()
-            if key not in given and key not in self._storages:  # no view of, and not in place on, a given one
-                self._storages[key] = weakref.ref(storage, functools.partial(self._freed, key, num_bytes))
-                self._bytes += num_bytes
-                self.peak_bytes = max(self.peak_bytes, self._bytes)
+            key = storage._cdata
+            if key in self._storages or _is_among(key, args) or _is_among(key, list(kwargs.values())):
+                continue  # a view of, or in place on, one that was there before
+            num_bytes = storage.nbytes()
+            self._storages[key] = weakref.ref(storage, functools.partial(self._freed, key, num_bytes))
+            self._bytes += num_bytes
+            self.peak_bytes = max(self.peak_bytes, self._bytes)
         return result
 
     def _freed(self, key: int, num_bytes: int, reference: weakref.ref) -> None:
@@ -113,13 +116,24 @@ class _LiveTensors(TorchDispatchMode):
         self._bytes -= num_bytes
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
+@functools.cache
+def _makes_nothing(function: Any) -> bool:
+    """Whether all that an operation returns is, by its schema, a view of or in place on what it was given:
+    most operations are, and need no look."""
+    returns = function._schema.returns
+    return len(returns) > 0 and all(value.alias_info is not None for value in returns)
+
+
+def _is_among(key: int, values: Any) -> bool:
+    """Whether the storage is that of one of the tensors in nested lists and tuples."""
+    return any(tensor.untyped_storage()._cdata == key for tensor in _tensors(values))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
     """The tensors in nested lists and tuples."""
-    if isinstance(values, torch.Tensor):
-        yield values
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _tensors(value)
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []
 
 
 def percentile(samples: Sequence[float], fraction: float) -> float:

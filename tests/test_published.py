@@ -49,10 +49,10 @@ def test_short_convolutions_recall_at_trained_lengths(results: Results) -> None:
     for point in results.ok("needle"):
         if has_one[point.arch] and point.metrics["is_trained_length"]:
             found.setdefault((point.arch, point.cell["context_tokens"]), []).append(point)
-    assert set(found) == {(arch, 128) for arch in ARCHITECTURES if has_one[arch]}
-    for (arch, _), points in found.items():
-        assert len(points) == 5
-        assert sum(point.metrics["accuracy"] for point in points) / 5 >= RECALL, arch
+    assert len(found) >= 10 and set(found) == {(arch, 128) for arch in ARCHITECTURES if has_one[arch]}
+    assert {len(points) for points in found.values()} == {5}
+    means = {key: sum(point.metrics["accuracy"] for point in points) / 5 for key, points in found.items()}
+    assert {key: mean for key, mean in means.items() if mean < RECALL} == {}
 
 
 @pytest.mark.parametrize("folder", ["cpu_small", "titans_long"])

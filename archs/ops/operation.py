@@ -63,10 +63,13 @@ class Operation:
         is_interpreted = implementation.is_triton and os.environ.get("TRITON_INTERPRET") == "1"
         if device.type not in implementation.devices and not (is_interpreted and device.type == "cpu"):
             needed = " or ".join(implementation.devices)
-            return (
+            text = (
                 f"implementation {name!r} of {self.name} runs on {needed} only, not on {device.type}; "
-                f"choose device={implementation.devices[0]} or another implementation."
+                f"choose device={implementation.devices[0]} or another implementation"
             )
+            if implementation.requires is None or _is_installed(implementation.requires):
+                return f"{text}."
+            return f"{text}; there it also needs: {implementation.install_hint}."
         if implementation.requires is not None and not _is_installed(implementation.requires):
             return (
                 f"implementation {name!r} of {self.name} needs the package {implementation.requires}, "
@@ -89,8 +92,21 @@ class Operation:
         return name
 
     def function(self, name: str, device: torch.device) -> Callable:
-        """The callable behind `name` or `auto` on `device`; raises as `resolve`."""
-        return _load(self.implementations[self.resolve(name, device)].target)
+        """The callable behind `name` or `auto` on `device`; raises as `resolve`, and where the package that
+        it needs is there and broken."""
+        return self._load(self.resolve(name, device))
+
+    def _load(self, name: str) -> Callable:
+        implementation = self.implementations[name]
+        try:
+            return _load(implementation.target)
+        except ImportError as error:
+            if implementation.requires is None:
+                raise
+            raise ImplementationUnavailable(
+                f"implementation {name!r} of {self.name} cannot be imported ({error}); install "
+                f"{implementation.requires} anew: {implementation.install_hint}."
+            ) from error
 
     def function_and_inputs(
         self, name: str, inputs: Sequence[Tensor], dtype: torch.dtype
@@ -100,7 +116,7 @@ class Operation:
         name = self.resolve(name, inputs[0].device)
         if not self.implementations[name].is_triton:
             inputs = [tensor.to(dtype) for tensor in inputs]
-        return _load(self.implementations[name].target), list(inputs)
+        return self._load(name), list(inputs)
 
 
 @cache

@@ -211,4 +211,6 @@ def _values_of_one_length(tokenizer: Tokenizer) -> np.ndarray:
     numbers = (f"{value:0{VALUE_DIGITS}d}" for value in range(10**VALUE_DIGITS))
     encoded = [tokenizer.encode(number.encode()).tokens for number in numbers]
     commonest = np.bincount([len(tokens) for tokens in encoded]).argmax()
-    return np.stack([tokens for tokens in encoded if len(tokens) == commonest])
+    values = np.stack([tokens for tokens in encoded if len(tokens) == commonest])
+    values.setflags(write=False)  # every maker has the same array
+    return values

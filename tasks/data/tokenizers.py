@@ -23,18 +23,21 @@ class Encoding(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """name identifies the vocabulary and its rules: texts encoded under one name agree, and tokenizers of
-    one name are equal."""
+    """name identifies the vocabulary and its rules: texts encoded under one name agree. Tokenizers are equal
+    that have one name and one document start."""
 
     name: str
     vocab_size: int
     document_start_id: int
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokenizer) and self.name == other.name
+        return isinstance(other, Tokenizer) and self._identity() == other._identity()
 
     def __hash__(self) -> int:
-        return hash(self.name)
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[str, int]:
+        return self.name, self.document_start_id
 
     @abstractmethod
     def encode(self, text: bytes) -> Encoding:

@@ -54,6 +54,17 @@ def test_any_chunking_gives_the_full_forward(model: SequenceModel, full: Tensor,
     torch.testing.assert_close(run_chunks(model, tokens_for(model), sizes), full, rtol=0, atol=TOLERANCE)
 
 
+def test_what_is_written_for_many_numbers_gives_the_same(
+    model: SequenceModel, full: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forms that archs.layers takes where an input is large."""
+    monkeypatch.setattr("archs.layers.MANY_NUMBERS", 1)
+    tokens = tokens_for(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), full, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(run_chunks(model, tokens, [64, 16]), full, rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 15, 16, 17, 63, 64, 65])
 def test_a_prefix_gives_the_prefix_of_the_outputs(
     model: SequenceModel, full: Tensor, num_tokens: int

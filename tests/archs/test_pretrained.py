@@ -161,6 +161,23 @@ TTT_LAYER = partial(TTTLinear, num_heads=2, share_qk=False, use_gate=False)
 TTT_BACKBONE = {"share_qk": True, "use_gate": True, "pre_conv": True}
 
 
+@torch.no_grad()
+def test_qwen2_agrees_with_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra `huggingface`")
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    published = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**sizes, **heads)).eval()
+    for parameter in published.parameters():  # biases start at zero
+        parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    published.save_pretrained(tmp_path)
+    model = load_pretrained(tmp_path)
+    tokens = tokens_for(model)
+    expected = published(input_ids=tokens).logits
+    torch.testing.assert_close(model(tokens), expected, rtol=0, atol=2e-4)
+    torch.testing.assert_close(run(model, tokens, (5, 20)), expected, rtol=0, atol=2e-4)
+
+
 def theta(value: float, spelling: str) -> dict[str, Any]:
     nested = {"rope_type": "default", "rope_theta": value}
     return {"rope_theta": value} if spelling == "rope_theta" else {spelling: nested}

@@ -57,10 +57,6 @@ def tiny_tasks() -> list[str]:
     return list(TINY_TASKS)
 
 
-#: How arguments begin that set hydra.mode, or themselves set how Hydra runs.
-MAY_SWEEP = ("experiment=", "hydra.", "-m", "--multirun")
-
-
 class Result(NamedTuple):
     """What a command left: its exit code and what it printed."""
 
@@ -155,12 +151,9 @@ def quick_command(
     in_environment: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Result]:
     """`python -m harness *arguments` inside this process, its worker too: no torch is imported anew,
-    and no report is rendered. Whether it is a sweep, which Hydra composes the configuration once more to
-    find out, is asked only where it may be one."""
+    and no report is rendered."""
 
     def run(*arguments: str) -> Result:
-        if not any(argument.startswith(MAY_SWEEP) for argument in arguments):
-            arguments = ("--run", *arguments)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it; so it is put back
         monkeypatch.setattr(jobs, "_wait", in_this_process)
         monkeypatch.setattr(runner, "_is_sweep_here", lambda: False)  # one worker at a time

@@ -50,7 +50,9 @@ def test_a_recipe_is_the_papers(
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_size_that_the_paper_has_not_needs_its_own_numbers(recipe: str) -> None:
-    with pytest.raises(Exception, match=r"by_size\[tiny\]"):
+    with pytest.raises(
+        ValueError, match=r"no values for size=tiny; choose .*125m.* or set .*train\.num_steps=VALUE"
+    ):
         compose(f"train={recipe}", "size=tiny")
     with pytest.raises(ValueError, match=r"peak_learning_rate='x' must be a number"):
         compose(f"train={recipe}", "train.peak_learning_rate=x", "size=125m")

@@ -19,7 +19,10 @@ def _operation(name: str, function: str) -> Operation:
                 target=f"{module}.flash_attn:{function}",
                 devices=("cuda",),
                 requires="flash_attn",
-                install_hint="pip install 'longarch[flash-attn]' on a machine with an NVIDIA GPU and nvcc",
+                install_hint=(
+                    "pip install 'longarch[flash-attn]' --no-build-isolation on a machine with an "
+                    "NVIDIA GPU and nvcc (README, On a GPU)"
+                ),
             ),
         },
         auto={"cpu": ["sdpa"], "cuda": ["sdpa"]},

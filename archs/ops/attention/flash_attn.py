@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from flash_attn import flash_attn_func, flash_attn_with_kvcache
 from torch import Tensor
 
 from archs.ops.operation import ImplementationUnavailable
@@ -11,8 +12,6 @@ from archs.ops.operation import ImplementationUnavailable
 def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int) -> Tensor:
     """See archs.ops.attention.attention. Raises ImplementationUnavailable for float32, and for a
     window with tokens kept outside it, which the package has no call for."""
-    from flash_attn import flash_attn_func
-
     _check_dtype(q)
     if window_tokens is not None and num_sink_tokens:
         raise ImplementationUnavailable(
@@ -24,8 +23,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor) -> Tensor:
     """See archs.ops.attention.attention_step. Raises ImplementationUnavailable for float32."""
-    from flash_attn import flash_attn_with_kvcache
-
     _check_dtype(q)
     lengths = num_seen.to(torch.int32).expand(q.shape[0]).contiguous()
     return flash_attn_with_kvcache(q[:, None], k, v, cache_seqlens=lengths)[:, 0]

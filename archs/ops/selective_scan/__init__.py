@@ -14,7 +14,8 @@ from torch import Tensor
 from archs.ops.operation import Implementation, Operation, triton_kernel
 
 _INSTALL_HINT = (
-    "MAMBA_KEEP_CUDA_BUILD=TRUE pip install 'longarch[mamba-ssm]' on a machine with an NVIDIA GPU and nvcc"
+    "MAMBA_KEEP_CUDA_BUILD=TRUE pip install 'longarch[mamba-ssm]' --no-build-isolation on a machine with an "
+    "NVIDIA GPU and nvcc (README, On a GPU)"
 )
 
 

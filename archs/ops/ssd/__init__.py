@@ -27,7 +27,10 @@ def _operation(name: str, function: str) -> Operation:
                 target=f"{module}.mamba_ssm:{function}",
                 devices=("cuda",),
                 requires="mamba_ssm",
-                install_hint="pip install 'longarch[mamba-ssm]' on a machine with an NVIDIA GPU and nvcc",
+                install_hint=(
+                    "pip install 'longarch[mamba-ssm]' --no-build-isolation on a machine with an "
+                    "NVIDIA GPU and nvcc (README, On a GPU)"
+                ),
             ),
         },
         auto={"cpu": ["plain"], "cuda": ["plain"]},

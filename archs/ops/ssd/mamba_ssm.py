@@ -4,6 +4,8 @@ Glossary in archs/ops/ssd."""
 from __future__ import annotations
 
 import torch
+from mamba_ssm.ops.triton.selective_state_update import selective_state_update
+from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 from torch import Tensor
 
 from archs.ops.operation import ImplementationUnavailable
@@ -37,8 +39,6 @@ def ssd(
             f"implementation 'mamba_ssm' of ssd takes chunks of 16, 32, 64 ... tokens, not "
             f"chunk_tokens={chunk_tokens}."
         )
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
     if initial_state is not None:
         initial_state = initial_state.float()
     y, final = mamba_chunk_scan_combined(
@@ -58,8 +58,6 @@ def ssd(
 def ssd_step(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor) -> Tensor:
     """See archs.ops.ssd.ssd_step. Raises ImplementationUnavailable for float64."""
     _check(x)
-    from mamba_ssm.ops.triton.selective_state_update import selective_state_update
-
     num_heads, head_width, state_width = state.shape[1:]
     # Views without memory: the kernel recognises the zero strides as one number a head. It reads
     # the strides of the bias even where there is none to add.

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from archs.layers import GELU_CUBE, GELU_SLOPE, gelu, gelu_gate
 from archs.ops.ttt_linear.plain import (
     LossGradientBackward,
     Tokens,
@@ -30,23 +31,10 @@ from archs.ops.ttt_linear.plain import (
 )
 from archs.ops.ttt_mlp import TTTMLPWeights
 
-GELU_SLOPE, GELU_CUBE = 2 * math.sqrt(2 / math.pi), 0.044715
-
-
-def gelu(z: Tensor) -> Tensor:
-    """GELU, tanh form."""
-    return F.gelu(z, approximate="tanh")
-
 
 def gelu_backward(d_x: Tensor, z: Tensor) -> Tensor:
     """d_x * gelu'(z)."""
     return torch.ops.aten.gelu_backward(d_x, z, approximate="tanh")
-
-
-def gelu_gate(z: Tensor, slope: Tensor) -> Tensor:
-    """gelu(z) / z = sigmoid(slope z (1 + GELU_CUBE z^2)), slope () holding GELU_SLOPE: the same function, but
-    a CPU's sigmoid takes a third of its tanh's time."""
-    return torch.addcmul(slope, z, z, value=GELU_CUBE * GELU_SLOPE).mul_(z).sigmoid_()
 
 
 def gelu_derivative(z: Tensor, gate: Tensor, slope: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from archs.ops.attention import attention, attention_step
+from archs.ops.attention import OPERATION, STEP_OPERATION, attention, attention_step
+from archs.ops.operation import ImplementationUnavailable, Operation
 
 
 def random_qkv(num_queries: int, num_keys: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,3 +59,22 @@ def test_a_step_sees_the_first_keys_of_a_cache(implementation: str, num_seen: in
     k[:, num_seen:] = 1e3  # what lies beyond must not matter
     y = attention_step(q[:, 0], k, v, torch.tensor([num_seen]), implementation=implementation)
     torch.testing.assert_close(y, expected[:, 0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("operation", [OPERATION, STEP_OPERATION], ids=lambda operation: operation.name)
+def test_flash_attn_says_what_it_needs(
+    operation: Operation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install = r"pip install 'longarch\[flash-attn\]'"
+    monkeypatch.setattr("archs.ops.operation._is_installed", lambda package: False)
+    with pytest.raises(ImplementationUnavailable, match=f"cuda only.*{install}"):
+        operation.resolve("flash_attn", torch.device("cpu"))
+    with pytest.raises(ImplementationUnavailable, match=f"not installed.*{install}"):
+        operation.resolve("flash_attn", torch.device("cuda"))
+    monkeypatch.setattr("archs.ops.operation._is_installed", lambda package: True)
+    (tmp_path / "flash_attn").mkdir()  # as where another version of it is there
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    with pytest.raises(ImplementationUnavailable, match=f"cannot be imported.*flash_attn anew: .*{install}"):
+        operation.function("flash_attn", torch.device("cuda"))
+    monkeypatch.delitem(sys.modules, "flash_attn")
