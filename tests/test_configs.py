@@ -138,13 +138,14 @@ def test_an_experiment_composes(experiment: str) -> None:
     check_config(config)
 
 
-#: Swept by `smoke` alone: they join the others when the published records are measured anew.
+#: Not in the defaults of `make bench`: they join the others when the published records are measured anew.
 NOT_YET_PUBLISHED = {"gated_deltanet", "sliding_window"}
 
 
 def test_the_experiments_measure_every_architecture() -> None:
-    assert set(compose("experiment=smoke")["interleave"]) == set(TRAINED)
-    for experiment in ("cpu_small", "gpu_small", "h200_latency", "h200_quality"):
+    for experiment in ("smoke", "h200_latency", "h200_quality"):
+        assert set(compose(f"experiment={experiment}")["interleave"]) == set(TRAINED)
+    for experiment in ("cpu_small", "gpu_small"):
         assert set(compose(f"experiment={experiment}")["interleave"]) == set(TRAINED) - NOT_YET_PUBLISHED
 
 
