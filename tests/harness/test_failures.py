@@ -104,7 +104,7 @@ def test_a_death_in_a_search_is_put_down_to_training(
         return has_first and bool(list((output / "jobs").glob("*.in_flight.json")))
 
     monkeypatch.setattr(jobs, "monotonic", lambda: time.monotonic() + 1e6 * is_second())
-    search = ["train.search=true", "train.search_grid=[1e-3,2e-3]", "train.num_steps=100"]
+    search = ["train.search=true", "train.search_grid=[1e-3,2e-3]", "train.num_steps=200"]
     failures = run_job(output, "task=[]", *search, "job_timeout_s=120")
     assert [(p.task, p.status) for p in failures] == [("train", "timeout")]
 
