@@ -137,13 +137,17 @@ class InnerScan(torch.autograd.Function):
         num_mini_batches = k.shape[0]
         weights = weight.new_empty(num_mini_batches, *weight.shape)
         weights[0] = weight
-        h, z, weight_after = torch.empty_like(offset), torch.empty_like(offset), torch.empty_like(weight)
-        after = [*weights.unbind()[1:], weight_after]
-        steps = zip(k, update.mT, offset, slope, weights, after, z, h, strict=True)
-        for k_n, update_n, offset_n, slope_n, weight_n, after_n, z_n, h_n in steps:
-            torch.bmm(k_n, weight_n, out=z_n)
-            h_n.copy_(loss_gradient(z_n, offset_n, slope_n, norm_eps))
+        weight_after, is_read_again = torch.empty_like(weight), any(ctx.needs_input_grad)
+        after, all_z, all_h = [*weights.unbind()[1:], weight_after], [], []
+        steps = zip(k, update.mT, offset, slope, weights, after, strict=True)
+        for k_n, update_n, offset_n, slope_n, weight_n, after_n in steps:
+            z_n = torch.bmm(k_n, weight_n)
+            h_n = loss_gradient(z_n, offset_n, slope_n, norm_eps)
             torch.baddbmm(weight_n, update_n, h_n, alpha=-1, out=after_n)
+            all_h.append(h_n)
+            if is_read_again:
+                all_z.append(z_n)
+        h, z = torch.stack(all_h), torch.stack(all_z) if is_read_again else None
         ctx.save_for_backward(k, update, offset, slope, h, z, weights)
         ctx.norm_eps = norm_eps
         return h, weights, weight_after
@@ -197,8 +201,9 @@ def _whole_mini_batches(
     update = tokens.k * token_scale[-1]
     h, weights, weight = InnerScan.apply(tokens.k, update, tokens.offset, tokens.slope, weight, norm_eps)
     mask = token_scale[:, None].expand(-1, token_scale.shape[0]).tril()
-    attention = (tokens.q @ tokens.k.mT) * mask
-    z = tokens.q @ weights - attention @ h
+    attention = (tokens.q @ tokens.k.mT).mul_(mask)
+    flat = (t.flatten(0, 1) for t in (tokens.q @ weights, attention, h))
+    z = torch.baddbmm(*flat, alpha=-1).view_as(h)
     return output(z, q, ln_weight, ln_bias, norm_eps), weight
 
 
