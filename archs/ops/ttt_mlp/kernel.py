@@ -1,10 +1,10 @@
 """TTT-MLP in Triton: forward and backward, any length, position and head width.
 
 archs.ops.ttt_mlp.kernel_forward and kernel_backward say what a program keeps on chip and what the serial
-chain is. Where gradients are asked for, the N mini-batches are cut into about sqrt(N) groups: the forward
-pass keeps the inner weights between groups, and the backward pass runs one group after another again and
-keeps, for that group alone, the weights between its mini-batches. Both grow with the square root of the
-sequence's length.
+chain is; a single token goes through kernel_decode. Where gradients are asked for, the N mini-batches are cut
+into about sqrt(N) groups: the forward pass keeps the inner weights between groups, and the backward pass runs
+one group after another again and keeps, for that group alone, the weights between its mini-batches. Both grow
+with the square root of the sequence's length.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from archs.ops.ttt_mlp import TTTMLPWeights
 from archs.ops.ttt_mlp.kernel_backward import backward_kernel
+from archs.ops.ttt_mlp.kernel_decode import decode
 from archs.ops.ttt_mlp.kernel_forward import forward_kernel
 
 MAX_CHUNK_TOKENS = 32  # longer mini-batches are walked in chunks of so many tokens
@@ -110,11 +111,15 @@ def walk(
     norm_eps: float,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Mini-batches start..stop of the call: writes their y, returns the weights behind them (those given,
-    where none closes) and the open gradient."""
+    where none closes) and the open gradient. One token is decoded, whether gradients are recorded or not, so
+    that both give the same numbers."""
     closes = shape.num_closed(stop) > start
     new_weights = tuple(torch.empty_like(w) for w in weights) if closes else weights
     new_opened = tuple(torch.empty_like(g) for g in opened)
     with on_device_of(y):
+        if shape.num_tokens == 1:
+            decode(inputs, weights, opened, y, new_weights, new_opened, shape.position, norm_eps)
+            return new_weights, new_opened
         forward_kernel[(shape.num_programs,)](
             *inputs,
             *weights,

@@ -37,6 +37,18 @@ CASES = [
     Case(1, 3, 1, 16, 1, 0),  # online gradient descent
 ]
 GPU_CASES = [Case(2, 200, 3, width, b, 7) for width in (64, 96, 128) for b in (16, 64)]
+DECODE_CASES = [
+    Case(1, 1, 2, 16, 16, 0),
+    Case(2, 1, 2, 24, 16, 7),  # three blocks of hidden columns
+    Case(1, 1, 2, 24, 16, 15),
+    Case(1, 1, 3, 12, 4, 2),  # the last block is not full
+    Case(2, 1, 1, 16, 10, 4),
+    Case(1, 1, 1, 16, 10, 9),
+    Case(1, 1, 2, 16, 1, 0),  # every token closes its mini-batch
+    Case(1, 1, 1, 64, 16, 3),
+    Case(1, 1, 1, 96, 16, 15),
+    Case(1, 1, 1, 128, 16, 3),
+]
 
 
 def tensors(case: Case, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -150,6 +162,57 @@ def test_several_calls_continue_one_another(
     names = ["y", *STATE_NAMES]
     for actual, wanted, name in zip([torch.cat(outputs, 1), *state], expected, names, strict=True):
         assert_kernel_close(actual, wanted, kernel_dtype, name)
+
+
+@pytest.mark.parametrize("case", DECODE_CASES, ids=str)
+@pytest.mark.usefixtures("nan_filled_buffers")
+def test_one_token_is_that_of_the_definition_and_the_same_again(
+    case: Case,
+    kernel_dtype: torch.dtype,
+    kernel_device: torch.device,
+    assert_kernel_close: Callable[..., None],
+) -> None:
+    inputs = [t.detach() for t in tensors(case, kernel_dtype, kernel_device)]
+    actual = call(inputs, case.position, "triton")
+    with torch.no_grad():
+        expected = call(exact(inputs), case.position, "reference")
+    for value, wanted, name in zip(actual, expected, ["y", *STATE_NAMES], strict=True):
+        assert_kernel_close(value, wanted, kernel_dtype, name)
+    torch.testing.assert_close(call(inputs, case.position, "triton"), actual, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("nan_filled_buffers")
+def test_single_tokens_are_one_call(
+    kernel_dtype: torch.dtype,
+    kernel_device: torch.device,
+    assert_kernel_close: Callable[..., None],
+) -> None:
+    """Across the ends of two mini-batches of 3."""
+    case = Case(2, 5, 1, 16, 3, 2)
+    inputs = [t.detach() for t in tensors(case, kernel_dtype, kernel_device)]
+    tokens, outer, state = inputs[:4], inputs[4:NUM_INPUTS], inputs[NUM_INPUTS:]
+    expected = call(inputs, case.position, "triton")
+    outputs = []
+    for t in range(case.tokens):
+        part = [x[:, t : t + 1] for x in tokens]
+        y, *state = call([*part, *outer, *state], (case.position + t) % case.mini_batch, "triton")
+        outputs.append(y)
+    names = ["y", *STATE_NAMES]
+    for actual, wanted, name in zip([torch.cat(outputs, 1), *state], expected, names, strict=True):
+        assert_kernel_close(actual, wanted, kernel_dtype, name)
+
+
+@pytest.mark.parametrize("position", [0, 3, 4])
+def test_one_token_hands_on_the_weights_of_an_open_mini_batch(
+    position: int, kernel_device: torch.device
+) -> None:
+    inputs = [t.detach() for t in tensors(Case(1, 1, 1, 16, 5, position), torch.float32, kernel_device)]
+    before = [t.clone() for t in inputs]
+    _, *weights, _, _ = call(inputs, position, "triton")
+    given = inputs[NUM_INPUTS : NUM_INPUTS + 2]
+    is_open = position < 4
+    assert [new is old for new, old in zip(weights, given, strict=True)] == [is_open, is_open]
+    torch.testing.assert_close(inputs, before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 12])
