@@ -149,10 +149,11 @@ def test_without_gradients_calls_may_be_cut_anywhere(
     num_heads: int,
     calls: tuple[int, ...],
     kernel_device: torch.device,
+    kernel_dtype: torch.dtype,
     assert_kernel_close: Callable[..., None],
 ) -> None:
     """Whole walks, walks that start and end inside a chunk, and single tokens, of chunks of three."""
-    case = make_case(widths, sum(calls), num_heads, torch.float32, batch_size)
+    case = make_case(widths, sum(calls), num_heads, kernel_dtype, batch_size)
     expected, expected_state = run([t.double() for t in case], "reference", 0, 3)
     case = [t.to(kernel_device) for t in case]
     kept = [t.clone() for t in case]
@@ -164,9 +165,9 @@ def test_without_gradients_calls_may_be_cut_anywhere(
             pieces[6:] = itertools.chain(*state)
             outputs.append(y)
             first += num_tokens
-    assert_kernel_close(torch.cat(outputs, dim=1), expected, torch.float32)
+    assert_kernel_close(torch.cat(outputs, dim=1), expected, kernel_dtype)
     for actual, value in zip(itertools.chain(*state), itertools.chain(*expected_state), strict=True):
-        assert_kernel_close(actual, value, torch.float32)
+        assert_kernel_close(actual, value, kernel_dtype)
     assert all(map(torch.equal, case, kept))
 
 

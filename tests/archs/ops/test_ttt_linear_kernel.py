@@ -185,14 +185,14 @@ def test_two_calls_are_one(
 
 @pytest.mark.usefixtures("nan_filled_buffers")
 @pytest.mark.parametrize("width", sorted({*WIDTHS, *PUBLISHED_WIDTHS}))
-def test_single_tokens_are_one_call(
+def test_single_tokens_are_those_of_the_definition(
     width: int, kernel_device: torch.device, kernel_dtype: torch.dtype, assert_kernel_close: Check
 ) -> None:
     """Decoding, across the end of a mini-batch of 4."""
     inputs = as_inputs(tensors(10, width=width, mini_batch_tokens=4, heads=2), kernel_device, kernel_dtype)
     tokens, parameters = inputs[:NUM_TOKEN_INPUTS], inputs[NUM_TOKEN_INPUTS:NUM_INPUTS]
     with torch.no_grad():
-        expected = call(inputs, 0)
+        expected = call([t.to("cpu", torch.float64) for t in inputs], 0, "reference")
         state, outputs = inputs[NUM_INPUTS:], []
         for t in range(10):
             y, *state = call([*(x[:, t : t + 1] for x in tokens), *parameters, *state], t % 4)
