@@ -1,4 +1,4 @@
-"""The selective scan in Triton against the plain path in float64, in values, gradients and refusals."""
+"""The selective scan in Triton against the definition in float64, in values, gradients and refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HAS_GPU = torch.cuda.is_available()
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
 
 #: Batch, tokens, channels, state width. On a CPU chunks are of 8 tokens and blocks of 4 channels.
-SIZES = [(1, 1, 3, 2), (2, 8, 4, 2), (1, 19, 6, 3)]
+SIZES = [(1, 1, 3, 2), (2, 8, 4, 2), (1, 19, 6, 3), (1, 9, 3, 16)]
 if HAS_GPU:
     SIZES += [(2, 63, 24, 16), (1, 300, 96, 16), (1, 1025, 128, 24), (2, 65, 64, 128)]
 
@@ -57,12 +57,12 @@ def run(inputs: list[Tensor], implementation: str) -> list[Tensor]:
 
 
 def run_reference(inputs: list[Tensor]) -> list[Tensor]:
-    return run([tensor.to("cpu", torch.float64) for tensor in inputs], "plain")
+    return run([tensor.to("cpu", torch.float64) for tensor in inputs], "reference")
 
 
 @pytest.mark.usefixtures("nan_filled_buffers")
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_values_and_gradients_are_those_of_plain_in_float64(
+def test_values_and_gradients_are_those_of_the_definition(
     sizes: tuple[int, ...],
     kernel_device: torch.device,
     kernel_dtype: torch.dtype,
@@ -111,14 +111,15 @@ def test_views_and_the_gradients_asked_for(
     """B and C cut from one projection, as a layer does; no gradient where none is wanted."""
     x, dt, A, B, C, D, _ = make_inputs((1, 5, 4, 2), kernel_device)
     gradients = {}
-    for implementation, dtype in (("triton", torch.float32), ("plain", torch.float64)):
+    for implementation, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         joined = torch.cat((B, C), dim=-1).to(dtype).requires_grad_()
         fixed = [tensor.to(dtype) for tensor in (x, dt, A, D)]
         y, _ = selective_scan(*fixed[:3], *joined.split(2, dim=-1), fixed[3], implementation=implementation)
         gradients[implementation] = torch.autograd.grad(y.sin().sum(), joined)[0]
-    assert_kernel_close(gradients["triton"], gradients["plain"], torch.float32)
+    assert_kernel_close(gradients["triton"], gradients["reference"], torch.float32)
 
 
+@pytest.mark.usefixtures("nan_filled_buffers")
 @pytest.mark.parametrize("width", [3, 16])
 def test_steps_are_the_scan(
     width: int,

@@ -1,4 +1,4 @@
-"""State-space duality in Triton against the plain path in float64, in values, gradients and refusals."""
+"""State-space duality in Triton against the definition in float64, in values, gradients and refusals."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
 
 #: Batch, tokens, heads, head width, groups, state width, tokens of a chunk. Tiles are 16 wide on a CPU.
 SIZES = [(1, 1, 2, 16, 1, 16, 16), (2, 21, 1, 24, 1, 16, 16), (1, 39, 2, 16, 2, 20, 32)]
+#: Likewise, of published widths: they take several of the kernel's own tiles.
+PUBLISHED_SIZES = [(1, 35, 1, 64, 1, 128, 32), (1, 19, 1, 96, 1, 96, 16), (1, 19, 1, 128, 1, 64, 16)]
+MAX_TILE = kernel_module.MAX_TILE
 if HAS_GPU:
     SIZES += [
         (2, 63, 4, 64, 1, 128, 256),
@@ -61,17 +64,20 @@ def run(inputs: list[Tensor], chunk_tokens: int, implementation: str) -> list[Te
 
 
 def run_reference(inputs: list[Tensor], chunk_tokens: int) -> list[Tensor]:
-    return run([tensor.to("cpu", torch.float64) for tensor in inputs], chunk_tokens, "plain")
+    return run([tensor.to("cpu", torch.float64) for tensor in inputs], chunk_tokens, "reference")
 
 
 @pytest.mark.usefixtures("nan_filled_buffers")
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_values_and_gradients_are_those_of_plain_in_float64(
+@pytest.mark.parametrize("sizes", SIZES + PUBLISHED_SIZES, ids=str)
+def test_values_and_gradients_are_those_of_the_definition(
     sizes: tuple[int, ...],
     kernel_device: torch.device,
     kernel_dtype: torch.dtype,
     assert_kernel_close: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if sizes in PUBLISHED_SIZES:
+        monkeypatch.setattr(kernel_module, "MAX_TILE", MAX_TILE)
     inputs = make_inputs(sizes[:-1], kernel_device, kernel_dtype)
     actual = run(inputs, sizes[-1], "triton")
     assert (actual[0].dtype, actual[1].dtype) == (kernel_dtype, torch.float32)
@@ -119,25 +125,31 @@ def test_views_and_the_gradients_asked_for(
     """x, B and C cut from one projection, as a layer does; no gradient where none is wanted."""
     x, dt, A, B, C, D, _ = make_inputs((1, 5, 2, 16, 1, 16), kernel_device)
     gradients = {}
-    for implementation, dtype in (("triton", torch.float32), ("plain", torch.float64)):
+    for implementation, dtype in (("triton", torch.float32), ("reference", torch.float64)):
         joined = torch.cat((x.flatten(2), B.flatten(2), C.flatten(2)), dim=-1).to(dtype).requires_grad_()
         one, two, three = joined.split((32, 16, 16), dim=-1)
         maps = (two.unflatten(-1, (1, 16)), three.unflatten(-1, (1, 16)))
         fixed = [tensor.to(dtype) for tensor in (dt, A, D)]
         y, _ = ssd(one.unflatten(-1, (2, 16)), *fixed[:2], *maps, fixed[2], implementation=implementation)
         gradients[implementation] = torch.autograd.grad(y.sin().sum(), joined)[0]
-    assert_kernel_close(gradients["triton"], gradients["plain"], torch.float32)
+    assert_kernel_close(gradients["triton"], gradients["reference"], torch.float32)
 
 
+@pytest.mark.usefixtures("nan_filled_buffers")
+@pytest.mark.parametrize(("width", "state_width"), [(24, 20), (64, 128), (96, 96), (128, 64)])
 def test_steps_are_the_whole(
-    kernel_device: torch.device, kernel_dtype: torch.dtype, assert_kernel_close: Callable[..., None]
+    width: int,
+    state_width: int,
+    kernel_device: torch.device,
+    kernel_dtype: torch.dtype,
+    assert_kernel_close: Callable[..., None],
 ) -> None:
-    x, dt, A, B, C, D, state = make_inputs((2, 3, 4, 24, 2, 20), kernel_device, kernel_dtype)
+    x, dt, A, B, C, D, state = make_inputs((2, 3, 4, width, 2, state_width), kernel_device, kernel_dtype)
     expected = [t.to("cpu", torch.float64) for t in (x, dt, A, B, C, D, state)]
     whole, last = ssd(*expected, implementation="reference")
     joined = torch.cat((B, C), dim=-1)
     for t in range(3):
-        B_t, C_t = joined[:, t].split(20, dim=-1)
+        B_t, C_t = joined[:, t].split(state_width, dim=-1)
         y = ssd_step(x[:, t], dt[:, t], A, B_t, C_t, D, state, implementation="triton")
         assert y.dtype == kernel_dtype
         assert_kernel_close(y, whole[:, t], kernel_dtype)

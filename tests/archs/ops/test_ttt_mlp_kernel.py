@@ -35,6 +35,7 @@ CASES = [
     Case(1, 32, 2, 16, 16, 0),
     Case(1, 48, 1, 16, 40, 35),  # mini-batches longer than a chunk
     Case(1, 3, 1, 16, 1, 0),  # online gradient descent
+    *(Case(1, 19, 1, width, 16, 5) for width in (64, 96, 128)),  # the published widths
 ]
 GPU_CASES = [Case(2, 200, 3, width, b, 7) for width in (64, 96, 128) for b in (16, 64)]
 DECODE_CASES = [
