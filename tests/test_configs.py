@@ -116,7 +116,7 @@ def test_a_size_that_cannot_be_matched_is_an_error() -> None:
 
 @pytest.mark.parametrize("data", names("data"))
 def test_data_can_be_built_from_its_file(data: str) -> None:
-    path = ["data.path=somewhere"] if data in ("text_folder", "huggingface") else []
+    path = ["data.path=somewhere"] if data in ("code_and_books", "huggingface", "text_folder") else []
     check_config(compose(f"data={data}", *path))
 
 

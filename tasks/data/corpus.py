@@ -125,7 +125,7 @@ def load_corpus(
     cache = open_or_build(source, tokenizer, None if cache_dir is None else Path(cache_dir))
     if cache.num_skipped:
         print(f"{source.name}: {cache.num_skipped} unreadable files left out.", file=sys.stderr, flush=True)
-    membership = split_documents(cache.names)
+    membership = split_documents(cache.names, cache.domains if source.is_split_by_domain else None)
     splits = {name: _split(name, membership, cache, tokenizer) for name in ("train", "validation", "test")}
     return Corpus(
         name=source.name,
@@ -136,15 +136,29 @@ def load_corpus(
     )
 
 
-def split_documents(names: list[str]) -> list[str]:
+def split_documents(names: list[str], domains: list[str] | None = None) -> list[str]:
     """The split of each document, by the SHA-256 of its name: it does not move when other documents
     come or go. Only where that leaves a split empty, as among two dozen books, are the documents
-    ranked by their hash and the first of them given to test and validation.
+    ranked by their hash and the first of them given to test and validation. domains: of each document,
+    where every domain is to be split so on its own.
 
     Raises ValueError for fewer than three documents."""
+    if domains is not None:
+        splits = [""] * len(names)
+        for domain in dict.fromkeys(domains):
+            indices = [i for i, name in enumerate(domains) if name == domain]
+            for index, split in zip(indices, _split_names([names[i] for i in indices], domain), strict=True):
+                splits[index] = split
+        return splits
+    return _split_names(names)
+
+
+def _split_names(names: list[str], domain: str | None = None) -> list[str]:
+    """`split_documents` of one group; `domain` is for the error's sentence."""
     if len(names) < 3:
+        what = "The data has" if domain is None else f"The data's domain {domain!r} has"
         raise ValueError(
-            f"The data has {len(names)} document(s) with text; training, validation and test need at "
+            f"{what} {len(names)} document(s) with text; training, validation and test need at "
             "least 3, one document a file."
         )
     places = [int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "big") / 2**64 for n in names]

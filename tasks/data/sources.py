@@ -1,4 +1,4 @@
-"""Where documents come from: the installed packages, or a folder of text files."""
+"""Where documents come from: the installed packages, a folder of text files, or several sources at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fnmatch
 import os
 import sysconfig
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +36,12 @@ class Document(NamedTuple):
 
 
 class Source(ABC):
-    """An ordered set of documents."""
+    """An ordered set of documents.
+
+    is_split_by_domain: whether each domain is split into training, validation and test on its own."""
 
     name: str
+    is_split_by_domain = False
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:
@@ -106,13 +109,15 @@ class TextFolder(Source):
 
     A file that is not text (a NUL byte, or not UTF-8) or cannot be read is an error that names it;
     with skip_unreadable it is left out, counted in `skipped`. The domain is the first folder on the
-    way, else the folder's own name.
+    way, else the folder's own name; or `domain`, for every file.
     """
 
-    def __init__(self, path: str, pattern: str = "*", skip_unreadable: bool = False) -> None:
+    def __init__(
+        self, path: str, pattern: str = "*", skip_unreadable: bool = False, domain: str | None = None
+    ) -> None:
         self.root = Path(path).expanduser()
         self.name = f"text_folder:{self.root.resolve().name}"
-        self.pattern, self.skip_unreadable = pattern, skip_unreadable
+        self.pattern, self.skip_unreadable, self.domain = pattern, skip_unreadable, domain
         self._skipped: list[str] = []
 
     @property
@@ -135,11 +140,14 @@ class TextFolder(Source):
                 self._skipped.append(relative)
                 continue
             num_documents += 1
-            parts = Path(relative).parts
-            yield Document(relative, parts[0] if len(parts) > 1 else self.root.resolve().name, text)
+            yield Document(relative, self.domain or self._folder_of(relative), text)
         if num_documents == 0:
             left_out = f" ({len(self._skipped)} unreadable files were left out)" if self._skipped else ""
             raise ValueError(f"data.path={self.root} holds no text file matching {self.pattern!r}{left_out}.")
+
+    def _folder_of(self, relative: str) -> str:
+        parts = Path(relative).parts
+        return parts[0] if len(parts) > 1 else self.root.resolve().name
 
     def _files(self) -> list[str]:
         found, visited = [], set()
@@ -168,3 +176,34 @@ class TextFolder(Source):
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); {advice}") from error
         return text
+
+
+class Mixture(Source):
+    """The documents of several sources, in the sources' order, each with its name and domain.
+
+    Every domain is split on its own, as it would be alone: otherwise the thousands of files of one source
+    fill the splits, and two dozen books of another need not have one in each.
+    Raises ValueError where two sources have a document of the same name, and what the sources raise.
+    """
+
+    is_split_by_domain = True
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = list(sources)
+        self.name = "+".join(source.name for source in self.sources)
+
+    @property
+    def skipped(self) -> list[str]:
+        return [name for source in self.sources for name in source.skipped]
+
+    def documents(self) -> Iterator[Document]:
+        seen: set[str] = set()
+        for source in self.sources:
+            for document in source.documents():
+                if document.name in seen:
+                    raise ValueError(
+                        f"{source.name} has a document {document.name!r}, and so has a source before it; "
+                        "rename the file or its folder."
+                    )
+                seen.add(document.name)
+                yield document

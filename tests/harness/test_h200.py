@@ -57,3 +57,24 @@ def test_a_part_of_the_quality_experiment_runs_on_a_cpu(
     found = points(tmp_path)
     assert {p.status for p in found} == {"ok"}
     assert sorted(p.task for p in found) == ["cost", "needle", "needle", "perplexity", "train"]
+
+
+def test_the_quality_experiment_reads_code_and_books_in_one_mixture(
+    quick_command: Command, tiny: list[str], tiny_tasks: list[str], points: Points, tmp_path: Path
+) -> None:
+    books = tmp_path / "books"
+    books.mkdir()
+    for index in range(4):
+        (books / f"{index}.txt").write_text(f"Chapter {index}. It was the best of times.\n" * 50)
+    few = [o for o in tiny_tasks if not o.startswith(("tasks.latency", "tasks.perplexity.num_documents"))]
+    command = ["experiment=h200_quality", "hydra.mode=RUN", "arch=mamba", "data=code_and_books"]
+    command += [o for o in tiny if not o.startswith("data")] + few + PLAIN
+    command += ["tasks.perplexity.num_documents=6", f"output={tmp_path / 'out'}"]
+    code, _, err = quick_command(*command, f"data.path={books}")
+    assert code == 0, err
+    (perplexity,) = points(tmp_path / "out", task="perplexity")
+    assert set(perplexity.details["domains"]) == {"stdlib", "torch", "books"}
+    code, _, err = quick_command(*command)
+    assert code == 2 and err.splitlines()[-1] == "error: data.path has no value; add data.path=VALUE."
+    code, _, err = quick_command(*command, f"data.path={tmp_path / 'nowhere'}")
+    assert code == 2 and err.splitlines()[-1].endswith("nowhere does not exist.")

@@ -11,7 +11,7 @@ from tasks.base import Task
 from tasks.data.sources import Source
 
 CONFIG = Path(__file__).resolve().parents[2] / "conf"
-NEED_A_PATH = ("huggingface", "text_folder")
+NEED_A_PATH = ("code_and_books", "huggingface", "text_folder")
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIG / "data").glob("*.yaml")))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.corpus import load_corpus
+from tasks.data.corpus import load_corpus, split_documents
 from tasks.data.huggingface import HuggingFace
-from tasks.data.sources import InstalledPackages, TextFolder
+from tasks.data.sources import InstalledPackages, Mixture, TextFolder
+from tasks.data.stream import TrainingStream
 
 
 def write_texts(folder: Path, num_files: int = 5) -> Path:
@@ -110,6 +111,95 @@ def test_a_folder_whose_links_go_in_circles_is_read_once(tmp_path: Path) -> None
     write_texts(tmp_path, 2)
     (tmp_path / "again").symlink_to(tmp_path)
     assert len(list(TextFolder(str(tmp_path)).documents())) == 2
+
+
+def two_folders(folder: Path, num_files: int = 400, num_books: int = 5) -> Mixture:
+    """Many short files of two domains, and a few long books."""
+    write_texts(folder / "code" / "stdlib", num_files)
+    write_texts(folder / "code" / "torch", num_files)
+    write_texts(folder / "novels", num_books)
+    return Mixture([TextFolder(str(folder / "code")), TextFolder(str(folder / "novels"), domain="books")])
+
+
+def test_a_mixture_chains_its_sources_and_keeps_names_and_domains(tmp_path: Path) -> None:
+    mixture = two_folders(tmp_path, 2, 1)
+    found = [(d.name, d.domain) for d in mixture.documents()]
+    code = [(f"{d}/text_{i}.txt", d) for d in ("stdlib", "torch") for i in range(2)]
+    assert found == [*code, ("text_0.txt", "books")] == [(d.name, d.domain) for d in mixture.documents()]
+    assert mixture.name == "text_folder:code+text_folder:novels"
+
+
+def test_each_domain_of_a_mixture_is_split_as_it_would_be_alone(tmp_path: Path) -> None:
+    mixture = two_folders(tmp_path)
+    corpus = load_corpus(source=mixture, cache_dir=str(tmp_path / "cache"))
+    splits = (corpus.train, corpus.validation, corpus.test)
+    for split in splits:
+        assert set(split.domains) == {"stdlib", "torch", "books"}
+    for source in mixture.sources:
+        alone = load_corpus(source=source, cache_dir=str(tmp_path / "cache"))
+        for split, other in zip(splits, (alone.train, alone.validation, alone.test), strict=True):
+            names = set(alone.train.names) | set(alone.validation.names) | set(alone.test.names)
+            assert [name for name in split.names if name in names] == list(other.names)
+    names = [d.name for d in mixture.documents()]  # split together, the books would lack one
+    assert len(set(split_documents(names)[-5:])) < 3
+
+
+def test_the_content_hash_of_a_mixture_covers_all_its_sources(tmp_path: Path) -> None:
+    mixture, cache = two_folders(tmp_path, 3), str(tmp_path / "cache")
+    hashes = [load_corpus(source=mixture, cache_dir=cache).content_hash]
+    assert load_corpus(source=mixture, cache_dir=cache).content_hash == hashes[0]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == hashes
+    for changed in ("code/stdlib/text_0.txt", "novels/text_0.txt"):
+        (tmp_path / changed).write_text("another text", encoding="utf-8")
+        hashes.append(load_corpus(source=mixture, cache_dir=cache).content_hash)
+    assert len(set(hashes)) == 3
+
+
+def test_a_mixture_gives_many_short_files_and_few_long_books_the_same_bytes(tmp_path: Path) -> None:
+    mixture = two_folders(tmp_path, 30, 6)
+    for path in tmp_path.rglob("*.txt"):
+        line, num_lines = (b"code\n", 600) if "code" in path.parts else (b"book\n", 40_000)
+        path.write_bytes(line * num_lines)
+    corpus = load_corpus(source=mixture, cache_dir=str(tmp_path / "cache"))
+    for needle_fraction in (0.0, 0.75):
+        stream = TrainingStream(
+            corpus=corpus,
+            num_steps=1,
+            batch_tokens=2**18,
+            curriculum=[{"until_fraction": 1.0, "sequence_tokens": 256}],
+            needle_fraction=needle_fraction,
+        )
+        text = corpus.tokenizer.decode(stream.batch(0).tokens.flatten().numpy())
+        books, code = text.count(b"book"), text.count(b"code")
+        assert 0.28 < books / (books + code) < 0.4  # a third: one of three domains
+
+
+@pytest.mark.parametrize(
+    ("num_files", "num_books", "reason"),
+    [
+        (3, None, r"data\.path=.*novels does not exist\.$"),
+        (3, 0, r"data\.path=.*novels holds no text file matching '\*'\.$"),
+        (3, 2, r"The data's domain 'books' has 2 document\(s\) with text; .* at least 3"),
+    ],
+)
+def test_a_mixture_whose_folder_cannot_serve(
+    tmp_path: Path, num_files: int, num_books: int | None, reason: str
+) -> None:
+    mixture = two_folders(tmp_path, num_files, num_books or 0)
+    if num_books is None:
+        (tmp_path / "novels").rmdir()
+    with pytest.raises(ValueError, match=reason):
+        load_corpus(source=mixture, cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_mixture_counts_unreadable_files_and_refuses_a_name_twice(tmp_path: Path) -> None:
+    write_texts(tmp_path / "a")
+    (tmp_path / "a" / "odd.txt").write_bytes(b"caf\xe9")
+    source = TextFolder(str(tmp_path / "a"), skip_unreadable=True)
+    mixture = Mixture([source, TextFolder(str(write_texts(tmp_path / "b", 1)))])
+    with pytest.raises(ValueError, match=r"text_folder:b has a document 'text_0\.txt', and so has"):
+        list(mixture.documents())
+    assert mixture.skipped == ["odd.txt"]
 
 
 def test_hugging_face_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
