@@ -32,7 +32,7 @@ from torch import Tensor
 from archs.ops.operation import ImplementationUnavailable
 
 TILE_BYTES = 8192  # of keys, and of values as many; a program holds two of each, 37 KiB in all
-SMALLEST_TILE_TOKENS = 16  # of a product
+SMALLEST_TILE_TOKENS, LARGEST_TILE_TOKENS = 16, 128  # of a product; registers for a group's scores
 NUM_WARPS, NUM_STAGES = 4, 3  # the next tiles are on their way while one is multiplied
 PROGRAMS_PER_PROCESSOR = 4  # that run at once: with more, slices get short; no card has timed it
 INTERPRETED_PROCESSORS = 2  # where there is no card to ask
@@ -112,7 +112,7 @@ def _join_kernel(
 
 def tile_tokens(width: int, element_size: int) -> int:
     """Keys of a tile: a power of two, of heads padded to `width`."""
-    return max(SMALLEST_TILE_TOKENS, TILE_BYTES // (width * element_size))
+    return min(max(SMALLEST_TILE_TOKENS, TILE_BYTES // (width * element_size)), LARGEST_TILE_TOKENS)
 
 
 def slices_of(num_key_heads: int, num_tiles: int, num_processors: int) -> int:

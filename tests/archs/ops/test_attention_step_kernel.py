@@ -103,7 +103,9 @@ def test_slices_fill_the_card_once(num_key_heads: int, num_tiles: int, expected:
     assert kernel_step.slices_of(num_key_heads, num_tiles, 132) == expected
 
 
-@pytest.mark.parametrize(("width", "element_size", "expected"), [(64, 2, 64), (128, 4, 16), (512, 4, 16)])
+@pytest.mark.parametrize(
+    ("width", "element_size", "expected"), [(16, 2, 128), (64, 2, 64), (128, 4, 16), (512, 4, 16)]
+)
 def test_tiles_have_room_for_a_product(
     width: int, element_size: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
