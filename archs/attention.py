@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, rotary_table, rotate
-from archs.ops.attention import OPERATION, attention, attention_step
+from archs.ops.attention import OPERATION, STEP_OPERATION, attention, attention_step
 
 
 class AttentionState(NamedTuple):
@@ -29,10 +29,11 @@ class Attention(Mixer):
     head_width: K, default d_model / num_heads.
     use_bias:   biases of the projections to q, k and v. use_output_bias: of the one back to d_model.
     conv_width: 0, or the width of depthwise causal convolutions on q, k and v before the rotation.
+    step_implementation: of attention_step, which `decode_at` calls; the name of `implementation` where None.
     Raises ValueError where heads do not divide the width, or head_width is not positive and even.
     """
 
-    operation = OPERATION
+    operation, step_operation = OPERATION, STEP_OPERATION
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Attention(Mixer):
         rope_theta: float = 10_000.0,
         conv_width: int = 0,
         implementation: str = "auto",
+        step_implementation: str | None = None,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -63,7 +65,8 @@ class Attention(Mixer):
             raise ValueError(f"num_kv_heads={num_kv_heads} must divide num_heads={num_heads}")
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.head_width = head_width
-        self.rope_theta, self.implementation = rope_theta, implementation
+        self.rope_theta = rope_theta
+        self.implementation, self.step_implementation = implementation, step_implementation
         self.kv_width = num_kv_heads * head_width
         q_width = num_heads * head_width
         self.q_proj = nn.Linear(d_model, q_width, bias=use_bias)
@@ -130,7 +133,8 @@ class Attention(Mixer):
         keys, values = (room.transpose(1, 2) for room in (state.keys, state.values))  # (B, S, H', K)
         keys.index_copy_(1, position, k)
         values.index_copy_(1, position, v)
-        y = attention_step(q[:, 0], keys, values, position + 1, implementation=self.implementation)
+        implementation = self.step_implementation or self.implementation
+        y = attention_step(q[:, 0], keys, values, position + 1, implementation=implementation)
         return self.o_proj(y.flatten(1)), state._replace(num_tokens=state.num_tokens + 1)
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:

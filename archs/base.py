@@ -56,11 +56,15 @@ class Mixer(nn.Module, ABC):
     An architecture is usually a Mixer inside `archs.decoder.Decoder`, which adds the norm in
     front of it and the residual around it. Constructors are keyword-only and take `d_model`
     first; their signature is the config schema. One that calls an operation with several
-    implementations names it in `operation` and keeps the chosen name in `implementation`.
+    implementations names it in `operation` and keeps the chosen name in `implementation`; one
+    whose `decode_at` has a choice of its own, in `step_operation` and `step_implementation`, None
+    where it is the same name.
     """
 
     operation: ClassVar[Operation | None] = None
     implementation: str
+    step_operation: ClassVar[Operation | None] = None
+    step_implementation: str | None = None
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -201,14 +205,16 @@ def _no_kinds(module: nn.Module, num_tokens: int) -> NotImplementedError:
 def resolve_implementations(model: nn.Module, device: torch.device) -> dict[str, str]:
     """Fixes, once, the implementation of every operation in `model`: `auto` becomes a name.
 
-    A module that calls one, a Mixer or a part of it, has `operation` and `implementation` (see Mixer).
-    Returns operation -> name. Raises ImplementationUnavailable with one sentence."""
+    A module that calls one, a Mixer or a part of it, has `operation` and `implementation`, and may have those
+    of a step (see Mixer). Returns operation -> name. Raises ImplementationUnavailable with one sentence."""
     names = {}
     for module in model.modules():
-        operation = getattr(module, "operation", None)
-        if isinstance(operation, Operation):
-            module.implementation = operation.resolve(module.implementation, device)
-            names[operation.name] = module.implementation
+        for prefix in ("", "step_"):
+            operation = getattr(module, f"{prefix}operation", None)
+            name = getattr(module, f"{prefix}implementation", None)
+            if isinstance(operation, Operation) and name is not None:
+                names[operation.name] = operation.resolve(name, device)
+                setattr(module, f"{prefix}implementation", names[operation.name])
     return names
 
 

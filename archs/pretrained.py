@@ -70,7 +70,7 @@ def pretrained_model(*, path: str, vocab_size: int, implementation: Mapping[str,
 
     path:           a folder, or hub:OWNER/NAME or hub:OWNER/NAME@REVISION on the Hugging Face hub.
     vocab_size:     of the data; must be the model's own, for a token is a row of its embedding.
-    implementation: operation -> the name of its implementation.
+    implementation: operation -> the name of its implementation; a step's may be left out.
 
     The folder is kept as `checkpoint`. Raises ValueError as `load_pretrained`, where the hub or its
     package is out of reach, and where the vocabularies differ.
@@ -88,6 +88,9 @@ def pretrained_model(*, path: str, vocab_size: int, implementation: Mapping[str,
         operation = getattr(module, "operation", None)
         if isinstance(operation, Operation):
             module.implementation = implementation[operation.name]
+        step_operation = getattr(module, "step_operation", None)
+        if isinstance(step_operation, Operation):
+            module.step_implementation = implementation.get(step_operation.name)
     model.checkpoint = str(folder)
     return model
 

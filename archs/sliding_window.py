@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, rotary
-from archs.ops.attention import OPERATION, attention, attention_step
+from archs.ops.attention import OPERATION, STEP_OPERATION, attention, attention_step
 
 
 class SlidingWindowState(NamedTuple):
@@ -34,10 +34,11 @@ class SlidingWindowAttention(Mixer):
 
     head_width: K, default d_model / num_heads.
     conv_width: 0, or the width of causal convolutions on q, k and v before the rotation.
+    step_implementation: of attention_step, which `decode_at` calls; the name of `implementation` where None.
     Raises ValueError where heads do not divide the width or a size is not positive.
     """
 
-    operation = OPERATION
+    operation, step_operation = OPERATION, STEP_OPERATION
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class SlidingWindowAttention(Mixer):
         rope_theta: float = 10_000.0,
         conv_width: int = 0,
         implementation: str = "auto",
+        step_implementation: str | None = None,
     ) -> None:
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
@@ -77,7 +79,8 @@ class SlidingWindowAttention(Mixer):
         self.head_width = head_width
         self.rotary_width = self.head_width // 2 if num_persistent_tokens else self.head_width
         self.window_tokens, self.num_persistent_tokens = window_tokens, num_persistent_tokens
-        self.rope_theta, self.implementation = rope_theta, implementation
+        self.rope_theta = rope_theta
+        self.implementation, self.step_implementation = implementation, step_implementation
         q_width, kv_width = num_heads * head_width, num_kv_heads * head_width
         self.q_proj = nn.Linear(d_model, q_width, bias=False)
         self.k_proj = nn.Linear(d_model, kv_width, bias=False)
@@ -182,7 +185,8 @@ class SlidingWindowAttention(Mixer):
         state.keys.index_copy_(1, slot, k)
         state.values.index_copy_(1, slot, v)
         num_seen = self.num_persistent_tokens + (position + 1).clamp(max=slots)
-        y = attention_step(q[:, 0], state.keys, state.values, num_seen, implementation=self.implementation)
+        implementation = self.step_implementation or self.implementation
+        y = attention_step(q[:, 0], state.keys, state.values, num_seen, implementation=implementation)
         return self.o_proj(y.flatten(1)), state._replace(num_tokens=state.num_tokens + 1)
 
     def _enter(

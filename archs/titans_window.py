@@ -46,6 +46,7 @@ class _MemoryAndWindow(Mixer):
         norm_eps: float = 1e-6,
         memory_implementation: str = "auto",
         attention_implementation: str = "auto",
+        attention_step_implementation: str | None = None,
     ) -> None:
         super().__init__()
         self.memory = TitansLMM(
@@ -69,6 +70,7 @@ class _MemoryAndWindow(Mixer):
             rope_theta=rope_theta,
             conv_width=conv_width,
             implementation=attention_implementation,
+            step_implementation=attention_step_implementation,
         )
         self.joint = self._build_joint(d_model=d_model, norm_eps=norm_eps)
 

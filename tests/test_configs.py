@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from archs.base import SequenceModel, resolve_implementations
 from harness.config import (
     MATCH_TOLERANCE,
     build_model,
@@ -140,6 +143,19 @@ def test_an_experiment_composes(experiment: str) -> None:
 
 #: Not in the defaults of `make bench`: they join the others when the published records are measured anew.
 NOT_YET_PUBLISHED = {"gated_deltanet", "sliding_window"}
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["transformer", "transformer_conv", "sliding_window", "hybrid", "titans_mag", "titans_mal", "pretrained"],
+)
+def test_a_graphs_attention_is_chosen_apart_or_as_attention_is(
+    arch: str, new_model: Callable[..., SequenceModel]
+) -> None:
+    for override, expected in {"attention": ("plain", "plain"), "attention_step": ("sdpa", "plain")}.items():
+        model = new_model(arch, f"implementation.{override}=plain")
+        used = resolve_implementations(model, torch.device("cpu"))
+        assert (used["attention"], used["attention_step"]) == expected
 
 
 def test_the_experiments_measure_every_architecture() -> None:

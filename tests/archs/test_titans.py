@@ -248,6 +248,18 @@ def test_the_implementations_of_both_parts_are_recorded() -> None:
     assert resolve_implementations(build("mag", **names), torch.device("cpu")) == expected
 
 
+@pytest.mark.parametrize("name", ["mag", "mal"])
+def test_a_steps_own_implementation_is_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = dict(memory_implementation="plain", attention_implementation="sdpa")
+    mixer = build(name, **names, attention_step_implementation="plain")
+    expected = {"neural_memory": "plain", "attention": "sdpa", "attention_step": "plain"}
+    assert resolve_implementations(mixer, torch.device("cpu")) == expected
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    mixer = build(name, **names, attention_step_implementation="triton")
+    with pytest.raises(ImplementationUnavailable, match=r"of attention_step runs on cuda only"):
+        resolve_implementations(mixer, torch.device("cpu"))
+
+
 def test_attention_pairs_of_mac_follow_the_causal_rule() -> None:
     """Mean pairs a token: persistent tokens and the segment (retrieved and own, half of each)."""
     flops = build("mac").flops(800, "prefill")

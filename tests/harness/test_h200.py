@@ -14,7 +14,7 @@ Points = Callable[..., list[Point]]
 #: What runs on a CPU.
 PLAIN = [
     f"implementation.{operation}=auto"
-    for operation in ("ttt_linear", "ttt_mlp", "neural_memory", "selective_scan", "ssd")
+    for operation in ("attention_step", "ttt_linear", "ttt_mlp", "neural_memory", "selective_scan", "ssd")
 ]
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from archs.ops.operation import Implementation, Operation
+from archs.ops.operation import Implementation, Operation, triton_kernel
+
+MODULE = "archs.ops.attention"
 
 
-def _operation(name: str, function: str) -> Operation:
-    module = "archs.ops.attention"
+def _operation(name: str, function: str, **more: Implementation) -> Operation:
     return Operation(
         name=name,
         implementations={
-            "reference": Implementation(target=f"{module}.reference:{function}"),
-            "plain": Implementation(target=f"{module}.plain:{function}"),
-            "sdpa": Implementation(target=f"{module}.sdpa:{function}"),
+            "reference": Implementation(target=f"{MODULE}.reference:{function}"),
+            "plain": Implementation(target=f"{MODULE}.plain:{function}"),
+            "sdpa": Implementation(target=f"{MODULE}.sdpa:{function}"),
             "flash_attn": Implementation(
-                target=f"{module}.flash_attn:{function}",
+                target=f"{MODULE}.flash_attn:{function}",
                 devices=("cuda",),
                 requires="flash_attn",
                 install_hint=(
@@ -24,13 +25,16 @@ def _operation(name: str, function: str) -> Operation:
                     "NVIDIA GPU and nvcc (README, On a GPU)"
                 ),
             ),
+            **more,
         },
         auto={"cpu": ["sdpa"], "cuda": ["sdpa"]},
     )
 
 
 OPERATION = _operation("attention", "attention")
-STEP_OPERATION = _operation("attention_step", "attention_step")
+STEP_OPERATION = _operation(
+    "attention_step", "attention_step", triton=triton_kernel(f"{MODULE}.kernel_step:attention_step")
+)
 
 
 def attention(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from archs.base import SequenceModel
+from archs.base import SequenceModel, resolve_implementations
 
 KERNELS = {
     "ttt_linear": "ttt_linear",
@@ -47,4 +47,27 @@ def test_a_model_answers_alike_through_the_kernel(
         torch.testing.assert_close(logits[:, 0], expected[:, NUM_PREFILLED - 1], rtol=1e-4, atol=1e-4)
         for t in range(NUM_PREFILLED, NUM_TOKENS + 1):
             logits, state = kernel.decode(tokens[:, t], state)
+            torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arch", ["transformer", "sliding_window", "hybrid", "titans_mag"])
+def test_a_graphs_steps_are_alike_through_the_kernel(
+    arch: str, new_model: Callable[..., SequenceModel], kernel_device: torch.device
+) -> None:
+    """`decode_at`, past the end of the window too."""
+    small = ("size.d_model=16", "size.num_layers=2", "size.num_heads=2", "size.num_kv_heads=1")
+    small += ("size.window_tokens=8",)
+    model = new_model(arch, *small, "implementation.attention_step=triton", dtype=torch.float32)
+    model = model.to(kernel_device)
+    names = resolve_implementations(model, kernel_device)
+    assert (names["attention"], names["attention_step"]) == ("sdpa", "triton")
+    num_tokens = 12
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.vocab_size, (2, num_tokens), generator=generator).to(kernel_device)
+    with torch.no_grad():
+        expected = model(tokens)
+        _, state = model.prefill(tokens[:, :NUM_PREFILLED], model.init_state(2, num_tokens))
+        for t in range(NUM_PREFILLED, num_tokens):
+            position = torch.full((1,), t, device=kernel_device)
+            logits, state = model.decode_at(tokens[:, t], state, position)
             torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-4)
