@@ -2,12 +2,13 @@
 
 Every model of the H200 experiments that has kernels of ours is built with one layer, on tensors without
 content (torch's FakeTensorMode), and trained, prefilled and decoded through its public calls, as the
-experiments do it; Transformer² is left out, whose kernels are its base's. Each
-launch of a kernel of ours is compiled for the card instead of run, so that arguments, types and
-specialisations are those of real launches and nobody writes them by hand. A line a binary: registers a
-thread, bytes of spills (stores and loads), bytes of shared memory. Exit status 1 where one does not compile
-or a model ends in an error, else 0. Compiling everything takes minutes; Triton's cache makes the second time
-quick.
+experiments do it; Transformer² is left out, whose kernels are its base's. Beside them stand the calls that
+`harness.kernels` times, unless architectures or a size are named. Each launch of a kernel of ours is compiled
+for the card instead of run, so that arguments, types and specialisations are those of real launches and
+nobody writes them by hand. A line a binary, under the first call that needs it: registers a thread, bytes of
+spills (stores and loads), bytes of shared memory. Exit status 1 where one does not compile or needs more
+shared memory than a block has, or a model ends in an error, else 0. Compiling everything takes ten minutes or
+more; Triton's cache makes the second time quick.
 
 What it is not: a run. Tensors claim to be on a GPU (is_cuda), yet their device is "cpu", so autocast goes by
 its list for CPUs, and all pointers count as aligned to 16 bytes. What it takes hold of in Triton
@@ -18,6 +19,7 @@ tried with Triton 3.6 and 3.7. The driver is replaced for the life of the proces
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import os
@@ -25,7 +27,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,9 @@ import torch
 from torch import Tensor
 
 from harness.config import build_model, compose_config, resolve
+from harness.config_dir import options
+from harness.kernel_lines import LINES
+from harness.kernel_operations import KERNELS, timed_call
 from harness.train import autocast
 
 #: Experiment and size: the shapes of the papers, and the models that are trained from scratch.
@@ -45,6 +50,10 @@ MODELS = (("h200_latency", "125m"), ("h200_latency", "1.3b"), ("h200_quality", "
 #: Calls of prefill: whole chunks of every architecture, then two that begin or end inside one. Then decode
 #: steps, over the end of the longest chunk.
 PREFILLS_TOKENS, NUM_STEPS = (1024, 13, 40), 70
+
+#: Bytes of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide, "Technical
+#: specifications per compute capability"). Triton learns of too much only when it loads a binary on a card.
+SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 CPU = torch.device("cpu")
 
@@ -142,10 +151,13 @@ def _measured(name: str, binary: Any, capability: int) -> Compiled:
         said = subprocess.run([ptxas, *options], check=True, capture_output=True, text=True).stderr
     registers = re.search(r"Used (\d+) registers", said)
     spills = re.findall(r"(\d+) bytes spill", said)
+    shared_bytes = binary.metadata.shared
+    is_too_large = shared_bytes > SHARED_BYTES.get(capability, shared_bytes)
     return Compiled(
         kernel=name,
+        error=f"a block of this card has less than {shared_bytes} bytes shared" if is_too_large else None,
         registers=None if registers is None else int(registers[1]),
-        shared_bytes=binary.metadata.shared,
+        shared_bytes=shared_bytes,
         spill_bytes=sum(map(int, spills)),
     )
 
@@ -184,6 +196,16 @@ def run_model(config: dict[str, Any]) -> None:
                     _, state = model.decode_at(tokens[:1, 0], state, position)
 
 
+def run_lines() -> None:
+    """The calls of our kernels that `harness.kernels` times, on inputs of its sizes in bfloat16."""
+    for line in LINES.values():
+        if line.implementation == "triton":
+            kernel = KERNELS[line.kernel]
+            inputs = kernel.inputs(line.sizes, CPU, torch.bfloat16)
+            run = kernel.bound(line.sizes, line.implementation)
+            timed_call(run, inputs, is_training=line.is_training)()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a line a binary. 0 where everything compiled, 1 where something did not, 2 on a mistake."""
     parser = argparse.ArgumentParser(
@@ -204,25 +226,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("TRITON_INTERPRET") == "1":
             raise ValueError("TRITON_INTERPRET=1 has kernels interpreted, not compiled; unset it.")
         archs = given.archs or list(resolve(compose_config(["experiment=h200_latency"]))["interleave"])
+        for arch in given.archs:
+            if arch not in options("arch"):
+                raise ValueError(f"there is no arch {arch!r}; choose of {', '.join(options('arch'))}.")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    is_well, num_printed = True, 0
+    calls: list[tuple[str, Callable[[], None]]] = []
+    if given.size is None and not given.archs:
+        calls.append(("harness.kernels", run_lines))
+    for experiment, size in models:
+        for arch in archs:
+            config = model_config(arch, experiment, size)
+            if has_kernels(config):
+                calls.append((f"{arch} {size}", functools.partial(run_model, config)))
+    num_printed = 0
     with compiled_instead_of_run(given.capability) as found:
-        for experiment, size in models:
-            for arch in archs:
-                try:
-                    config = model_config(arch, experiment, size)
-                    if has_kernels(config):
-                        run_model(config)
-                except Exception as error:
-                    found.append(Compiled(kernel="the model", error=f"{type(error).__name__}: {error}"))
-                for compiled in found[num_printed:]:
-                    print(f"{arch:<20}{size:<6}{_text(compiled)}", flush=True)
-                    is_well = is_well and compiled.error is None
-                num_printed = len(found)
-    print(f"{sum(c.error is None for c in found)} binaries, {sum(c.error is not None for c in found)} errors")
-    return 0 if is_well else 1
+        for name, call in calls:
+            try:
+                call()
+            except Exception as error:
+                found.append(Compiled(kernel="the call", error=f"{type(error).__name__}: {error}"))
+            for compiled in found[num_printed:]:
+                print(f"{name:<18}{_text(compiled)}", flush=True)
+            num_printed = len(found)
+    num_errors = sum(compiled.error is not None for compiled in found)
+    print(f"{len(found) - num_errors} binaries, {num_errors} errors")
+    return 0 if num_errors == 0 else 1
 
 
 def _text(compiled: Compiled) -> str:

@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import json
 from dataclasses import asdict
+from unittest import mock
 
 import torch
 import triton
@@ -42,6 +43,9 @@ with compiled_instead_of_run(90) as found:
     for dtype in (torch.bfloat16, torch.bfloat16, torch.float32):
         step(dtype)
     _broken_kernel[(1,)](torch.empty(16), 16)
+with mock.patch("harness.kernel_compile.SHARED_BYTES", {90: 0}), compiled_instead_of_run(90) as too_large:
+    step(torch.bfloat16)
+found += too_large
 print(json.dumps([asdict(compiled) for compiled in found]))
 """
 
@@ -65,13 +69,14 @@ def test_launches_are_compiled_and_what_does_not_compile_is_said(tmp_path: Path)
     environment |= {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    narrow, wide, broken = json.loads(done.stdout)  # the second launch in bfloat16 is the same binary
+    narrow, wide, broken, large = json.loads(done.stdout)  # the second launch in bfloat16 is the same binary
     for compiled, dtypes in ((narrow, "bfloat16/float32"), (wide, "float32")):
         assert compiled["kernel"].startswith(f"selective_scan._step_kernel {dtypes} BLOCK=")
         assert 8 <= compiled["registers"] <= 255 and compiled["error"] is None
         assert compiled["spill_bytes"] == 0 and compiled["shared_bytes"] >= 0
     assert "_broken_kernel" in broken["kernel"] and "not_there" in broken["error"]
     assert broken["registers"] is None
+    assert large["kernel"] == narrow["kernel"] and "bytes shared" in large["error"]
     assert "FAILED: " in kernel_compile._text(kernel_compile.Compiled(**broken))
 
 
@@ -84,7 +89,10 @@ def test_the_models_of_the_experiments_choose_our_kernels() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--size", "huge"], ["--size huge", "1.3b"]), ([], ["TRITON_INTERPRET", "unset"])],
+    [
+        (["--size", "huge"], ["--size huge", "1.3b"]),
+        (["--size", "small"], ["TRITON_INTERPRET", "unset"]),
+    ],
 )
 def test_what_is_wrong_is_a_sentence(
     arguments: list[str],
@@ -97,3 +105,13 @@ def test_what_is_wrong_is_a_sentence(
     assert kernel_compile.main(arguments) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ") and all(word in error for word in words)
+
+
+def test_an_architecture_that_is_not_there_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton", reason="needs the extra `kernels`")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert kernel_compile.main(["nothing"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "no arch 'nothing'" in error and "mamba2" in error
