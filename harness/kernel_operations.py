@@ -87,7 +87,7 @@ def _ttt(name: str, weights_class: str) -> Callable[[Sequence[Tensor], Sizes, st
 
 def _memory_inputs(sizes: Sizes) -> list[Tensor]:
     batch, tokens, heads, width, chunk = sizes_of(sizes, *MEMORY_SIZES)
-    hidden = 2 * width
+    hidden = 4 * width  # as harness.peers.titans_layers has it
     gate = (batch, tokens, heads)
     return [
         *(_unit(batch, tokens, heads, width) for _ in range(3)),
@@ -190,6 +190,25 @@ def values_and_gradients(
     generator = torch.Generator().manual_seed(1)
     given = [torch.randn(t.shape, generator=generator).bfloat16().to(t) for t in outputs]
     return [*outputs, *torch.autograd.grad(outputs, leaves, given, allow_unused=True)]
+
+
+def timed_call(run: Run, inputs: Sequence[Tensor], *, is_training: bool) -> Call:
+    """The forward pass without gradients, or forward and backward to every input."""
+    if not is_training:
+
+        def forward() -> object:
+            with torch.no_grad():
+                return run(inputs)
+
+        return forward
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    with torch.no_grad():
+        gradient = torch.randn_like(run(inputs)[0])
+
+    def both() -> object:
+        return torch.autograd.grad(run(leaves)[0], leaves, gradient, allow_unused=True)
+
+    return both
 
 
 def kernel_error(

@@ -1,11 +1,16 @@
 """Our Triton kernels on a GPU against public ones: `python -m harness.kernels [LINE ...]`, in bfloat16.
 
 Every side of a line first agrees with a definition of its own, in float64 on the same rounded inputs: ours
-with the operation's reference, outputs and all gradients. Then both run in turn, round by round; a line's
-speed is the peer's time over ours in the same round, the median, with quartiles. A peer that is not installed
-is not measured, and the line says so. With kernels that walk the sequence in steps goes their serial floor:
-our time with one sequence and one head, which no batch hides. First the card's ceilings are measured: what a
-copy moves and what a matrix product computes in a second.
+with the operation's reference, outputs and all gradients, and where a whole layer is timed, the layer with
+the same layer around the reference. Then both run in turn, round by round; a line's speed is the peer's time
+over ours in the same round, the median, with quartiles. A peer that is not installed is not measured, and the
+line says so.
+
+First the card's ceilings are measured: what a copy moves and what a matrix product computes in a second. They
+give every line its roofline, the least time for its FLOPs and bytes (harness/kernel_work.py says what is
+counted): in ms, with the fraction of it that our time reaches and which of the two binds. With kernels that
+walk the sequence in steps goes their serial floor: our time with one sequence and one head, which no batch
+hides, forward, and backward too where the line trains.
 
 Peers: flash-linear-attention (package fla), mamba-ssm, titans-pytorch, flash-attn, torch's own attention.
 """
@@ -18,14 +23,16 @@ import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from harness.comparison import in_turn, quartiles
 from harness.environment import describe
-from harness.kernel_lines import LINES, Line, timed_call
-from harness.kernel_operations import KERNELS, Sizes, kernel_error
+from harness.kernel_lines import LINES, Line
+from harness.kernel_operations import KERNELS, Sizes, kernel_error, timed_call
+from harness.kernel_work import Ceilings
 from harness.measure import copy_bytes_per_s, matmul_flops_per_s, outcome, percentile, time_call_ms
 
 #: Largest relative error in the 2-norm against float64 on the same rounded inputs.
@@ -48,11 +55,19 @@ class Missing(RuntimeError):
 
 
 def measure(
-    name: str, num_rounds: int, device: torch.device, dtype: torch.dtype, *, is_toy: bool = False
+    name: str,
+    num_rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    ceilings: Ceilings,
+    *,
+    is_toy: bool = False,
 ) -> dict[str, Any]:
-    """Runs one line. Returns line, peer, sizes, status and reason; largest_error and peer_largest_error
-    against the definitions; times in ms and speeds as `in_turn`, null where there is no peer; serial_floor_ms
-    of a serial kernel, null for others; minimum_speed and difference. What goes wrong is a status."""
+    """Runs one line. Returns line, peer, sizes, status and reason; largest_error, layer_error (null where no
+    layer is timed) and peer_largest_error against the definitions; flops and bytes of our call, roofline_ms
+    and roofline_of, "flops" or "bytes"; times in ms and speeds as `in_turn`, null where there is no peer;
+    roofline_fraction, roofline_ms over our median time; serial_floor_ms of a serial kernel, null for others;
+    minimum_speed and difference. What goes wrong is a status."""
     line = LINES[name]
     kernel = KERNELS[line.kernel]
     sizes = dict(line.sizes) if not is_toy else _replaced(line.sizes, TOY_SIZES)
@@ -62,15 +77,23 @@ def measure(
         "sizes": sizes,
         "status": "ok",
         "reason": None,
-        **dict.fromkeys(("largest_error", "peer_largest_error", "speed", "speed_quartiles")),
+        **dict.fromkeys(("largest_error", "layer_error", "peer_largest_error", "speed", "speed_quartiles")),
+        **dict.fromkeys(("flops", "bytes", "roofline_ms", "roofline_of", "roofline_fraction")),
         **dict.fromkeys(("our_ms", "peer_ms", "serial_floor_ms")),
         "minimum_speed": line.minimum_speed,
         "difference": line.difference,
     }
     small = _replaced(sizes, TOY_SIZES if is_toy else PARITY_SIZES)
     try:
+        work = line.work(sizes, dtype)
+        roofline_ms, roofline_of = work.roofline(ceilings)
+        result |= {"flops": work.flops, "bytes": work.bytes}
+        result |= {"roofline_ms": roofline_ms, "roofline_of": roofline_of}
         error = kernel_error(line.kernel, line.implementation, small, device, dtype)
         result["largest_error"] = _held(f"our {line.kernel}", error, TOLERANCES[dtype])
+        if line.layer_error is not None:
+            error = line.layer_error(small, device, dtype)
+            result["layer_error"] = _held(f"our layer around {line.kernel}", error, TOLERANCES[dtype])
         ours, make_peer = line.make(device, dtype, sizes)
         ours()  # warms it up
         result["our_ms"] = [time_call_ms(ours, device) for _ in range(num_rounds)]
@@ -91,6 +114,8 @@ def measure(
     except Exception as error:  # the other lines are worth having
         status, reason = outcome(error)
         result |= {"status": status, "reason": reason}
+    if result["our_ms"] is not None:
+        result["roofline_fraction"] = result["roofline_ms"] / percentile(result["our_ms"], 0.5)
     return result
 
 
@@ -107,12 +132,11 @@ def _held(what: str, error: float, tolerance: float) -> float:
 def _serial_floor_ms(
     line: Line, sizes: Sizes, device: torch.device, dtype: torch.dtype, num_rounds: int
 ) -> float:
-    """The forward pass of the line's kernel over one sequence of one head, median."""
+    """The line's kernel over one sequence of one head, backward too where the line trains, median."""
     kernel = KERNELS[line.kernel]
     one = {**sizes, "batch_size": 1, "num_heads": 1}
-    call = timed_call(
-        kernel.bound(one, line.implementation), kernel.inputs(one, device, dtype), is_training=False
-    )
+    run, inputs = kernel.bound(one, line.implementation), kernel.inputs(one, device, dtype)
+    call = timed_call(run, inputs, is_training=line.is_training)
     call()
     return percentile([time_call_ms(call, device) for _ in range(num_rounds)], 0.5)
 
@@ -125,13 +149,14 @@ def holds(result: Mapping[str, Any]) -> bool:
 
 
 HEADER = (
-    f"{'line':<30}{'ours, ms':>28}{'peer, ms':>28}{'speed':>24}{'asked':>7}"
+    f"{'line':<30}{'ours, ms':>28}{'roofline, ms':>22}{'peer, ms':>28} {'speed':>24}{'asked':>7}"
     f"{'floor, ms':>11}{'error':>9}  peer"
 )
 
 
 def row(result: Mapping[str, Any]) -> str:
-    """A line of the table: medians, with quartiles in brackets."""
+    """A line of the table: medians, with quartiles in brackets; behind the roofline the fraction of it that
+    our median reaches, and what it is of."""
 
     def spread(values: Sequence[float] | None) -> str:
         if values is None:
@@ -145,8 +170,13 @@ def row(result: Mapping[str, Any]) -> str:
         speed = f"{result['speed']:.2f} ({low:.2f} to {high:.2f})"
         speed += "" if holds(result) else " MISSED"
     asked, floor, error = result["minimum_speed"], result["serial_floor_ms"], result["largest_error"]
+    roofline = ""
+    if result["roofline_fraction"] is not None:
+        fraction, binding = result["roofline_fraction"], result["roofline_of"]
+        roofline = f"{result['roofline_ms']:.3g} ({fraction:.0%}, {binding})"
     return (
-        f"{result['line']:<30}{spread(result['our_ms']):>28}{spread(result['peer_ms']):>28}{speed:>24}"
+        f"{result['line']:<30}{spread(result['our_ms']):>28}{roofline:>22}{spread(result['peer_ms']):>28}"
+        f" {speed:>24}"
         f"{'' if asked is None else f'{asked:.2f}':>7}{'' if floor is None else f'{floor:.3g}':>11}"
         f"{'' if error is None else f'{error:.1g}':>9}  {result['peer']}"
         f"{'' if result['difference'] is None else '; ' + result['difference']}"
@@ -159,23 +189,23 @@ def run(
     """Prints the table, a row as soon as it is measured, and one JSON object as the last line. 0 where
     nothing is wrong, 1 where a speed is missed or a line failed."""
     width = 64 if is_toy else 8192
-    ceilings = {
-        "copy_bytes_per_s": copy_bytes_per_s(device, num_bytes=2**16 if is_toy else 2**31),
-        "matmul_flops_per_s": matmul_flops_per_s(device, dtype, width=width),
-    }
+    ceilings = Ceilings(
+        copy_bytes_per_s=copy_bytes_per_s(device, num_bytes=2**16 if is_toy else 2**31),
+        matmul_flops_per_s=matmul_flops_per_s(device, dtype, width=width),
+    )
     print(
-        f"copy {ceilings['copy_bytes_per_s'] / 1e9:.0f} GB/s read and written, "
-        f"matrix product {ceilings['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s"
+        f"copy {ceilings.copy_bytes_per_s / 1e9:.0f} GB/s read and written, "
+        f"matrix product {ceilings.matmul_flops_per_s / 1e12:.3g} TFLOP/s"
     )
     print(HEADER, flush=True)
     results = []
     for name in names:
-        results.append(measure(name, num_rounds, device, dtype, is_toy=is_toy))
+        results.append(measure(name, num_rounds, device, dtype, ceilings, is_toy=is_toy))
         print(row(results[-1]), flush=True)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    setting = {"dtype": str(dtype).removeprefix("torch."), "num_rounds": num_rounds, **ceilings}
+    setting = {"dtype": str(dtype).removeprefix("torch."), "num_rounds": num_rounds, **asdict(ceilings)}
     print(json.dumps({**setting, "environment": describe(device), "results": results}))
     return 0 if all(map(holds, results)) else 1
 

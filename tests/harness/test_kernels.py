@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hydra.utils import get_method
 
 from harness import kernels
 from harness.kernel_operations import relative_error
+from harness.kernel_work import Ceilings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OURS = ["ttt_mlp_training", "layer_prefill_b16_8192"]  # compared with what is always there
@@ -19,7 +23,8 @@ ABSENT = ["selective_scan_forward", "ssd_training"]
 
 
 def toy(name: str, num_rounds: int = 2) -> dict[str, Any]:
-    return kernels.measure(name, num_rounds, DEVICE, torch.float32, is_toy=True)
+    ceilings = Ceilings(copy_bytes_per_s=1e9, matmul_flops_per_s=1e9)
+    return kernels.measure(name, num_rounds, DEVICE, torch.float32, ceilings, is_toy=True)
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +64,13 @@ def test_the_table_has_a_row_a_line_and_ends_in_json(capsys: pytest.CaptureFixtu
             assert result["speed"] is None and result["peer_ms"] is None and result["reason"] in row
         is_serial = kernels.KERNELS[kernels.LINES[result["line"]].kernel].is_serial
         assert (result["serial_floor_ms"] is not None) == is_serial
+        least = max(
+            result["flops"] / values["matmul_flops_per_s"], result["bytes"] / values["copy_bytes_per_s"]
+        )
+        assert result["roofline_ms"] == pytest.approx(1e3 * least)
+        median = kernels.percentile(result["our_ms"], 0.5)
+        assert result["roofline_fraction"] == pytest.approx(1e3 * least / median)
+        assert f"{result['roofline_ms']:.3g} (" in row and f", {result['roofline_of']})" in row
     assert code == int(not all(map(kernels.holds, values["results"])))
 
 
@@ -73,6 +85,108 @@ def test_what_differs_from_its_definition_is_not_timed(monkeypatch: pytest.Monke
     result = toy("ttt_mlp_training")
     assert result["status"] == "not alike" and "our ttt_mlp is 0.0012 from its" in result["reason"]
     assert result["our_ms"] is None and not kernels.holds(result)
+
+
+def scan_channels_first(u: Any, delta: Any, A: Any, B: Any, C: Any, D: Any) -> Any:
+    """What mamba-ssm's selective_scan_fn computes: u and delta (B, E, T), B and C (B, N, T)."""
+    h, outputs = torch.zeros(()), []
+    for t in range(u.shape[2]):
+        dt = delta[:, :, t, None]
+        h = torch.exp(dt * A) * h + dt * u[:, :, t, None] * B[:, None, :, t]
+        outputs.append((h * C[:, None, :, t]).sum(-1) + D * u[:, :, t])
+    return torch.stack(outputs, dim=2)
+
+
+def with_a_wrong_gradient(u: Any, *others: Any, **options: Any) -> Any:
+    return scan_channels_first(u, *others, **options) + 0.01 * (u - u.detach())
+
+
+@pytest.mark.parametrize("line", ["selective_scan_forward", "selective_scan_training"])
+@pytest.mark.parametrize("scan", [scan_channels_first, with_a_wrong_gradient])
+def test_the_call_of_mamba_ssm_that_is_timed_is_the_one_that_is_checked(
+    monkeypatch: pytest.MonkeyPatch, scan: Any, line: str
+) -> None:
+    """In its own layout; the wrapper of archs.ops is not called."""
+    calls = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments[0].shape)
+        return scan(*arguments, **options)
+
+    interface = SimpleNamespace(selective_scan_fn=counted)
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", interface)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
+    result = toy(line, 1)
+    if scan is scan_channels_first:
+        assert (
+            result["status"] == "ok" and result["peer_largest_error"] < 1e-6 and len(result["peer_ms"]) == 1
+        )
+    else:
+        assert result["status"] == "not alike" and "selective_scan_fn is" in result["reason"]
+        assert result["peer_ms"] is None
+    assert set(calls) == {(1, 8, 6)}  # channels before tokens, in the check too
+
+
+@pytest.mark.parametrize("line", ["attention_flash_forward", "attention_flash_training"])
+def test_a_kernel_of_torch_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    assert toy(line, 1)["peer_largest_error"] < 1e-6
+
+    def sees_the_future(*qkv: Any, is_causal: bool) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=not is_causal)
+
+    functions = SimpleNamespace(scaled_dot_product_attention=sees_the_future)
+    monkeypatch.setattr("harness.kernel_calls.F", functions)
+    result = toy(line, 1)
+    assert result["status"] == "not alike" and "torch FLASH_ATTENTION is" in result["reason"]
+    assert result["peer_ms"] is None
+
+
+def test_every_peer_is_checked() -> None:
+    assert all(line.peer_error is not None for line in kernels.LINES.values())
+
+
+@pytest.mark.parametrize(
+    ("line", "operation", "words"),
+    [
+        ("layer_prefill_b1_2048", "archs.ttt.TTTLinear.run_inner", "layer around ttt_linear"),
+        ("layer_prefill_b1_2048", "archs.attention.attention", "attention's layer"),
+        ("neural_memory_forward", "archs.titans.neural_memory", "layer around neural_memory"),
+    ],
+)
+def test_a_layer_that_differs_from_itself_around_the_reference_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch, line: str, operation: str, words: str
+) -> None:
+    exact = get_method(operation)
+
+    def off_by_a_little(*arguments: Any, implementation: str, **options: Any) -> Any:
+        result = exact(*arguments, implementation=implementation, **options)
+        if implementation == "reference":
+            return result
+        y, *rest = result if isinstance(result, tuple) else (result,)
+        y = torch.cat((y[..., :1] + 1e-3, y[..., 1:]), dim=-1)
+        return (y, *rest) if rest else y
+
+    is_method = operation.endswith("run_inner")
+    monkeypatch.setattr(operation, staticmethod(off_by_a_little) if is_method else off_by_a_little)
+    result = toy(line, 1)
+    assert result["status"] == "not alike" and words in result["reason"] and result["peer_ms"] is None
+
+
+@pytest.mark.parametrize(("line", "is_training"), [("ttt_mlp_forward", False), ("ttt_mlp_training", True)])
+def test_the_serial_floor_trains_where_the_line_does(
+    monkeypatch: pytest.MonkeyPatch, line: str, is_training: bool
+) -> None:
+    timed = []
+
+    def noted(run: Any, inputs: Any, *, is_training: bool) -> Any:
+        timed.append((is_training, inputs[0].shape))
+        return lambda: None
+
+    monkeypatch.setattr(kernels, "timed_call", noted)
+    cpu = torch.device("cpu")
+    sizes = {**kernels._replaced(kernels.LINES[line].sizes, kernels.TOY_SIZES), "num_heads": 3}
+    kernels._serial_floor_ms(kernels.LINES[line], sizes, cpu, torch.float32, 1)
+    assert timed == [(is_training, (1, 6, 1, 16))]
 
 
 def test_a_nan_is_no_agreement() -> None:
