@@ -55,6 +55,9 @@ PREFILLS_TOKENS, NUM_STEPS = (1024, 13, 40), 70
 #: specifications per compute capability"). Triton learns of too much only when it loads a binary on a card.
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
+#: What kernels ask of the card: an H200's streaming multiprocessors, which only sizes the grid.
+PROPERTIES = {"multi_processor_count": 132}
+
 CPU = torch.device("cpu")
 
 
@@ -117,6 +120,7 @@ def compiled_instead_of_run(capability: int) -> Iterator[list[Compiled]]:
             mock.patch.object(Tensor, "is_cuda", property(lambda self: True), create=True),
             mock.patch("torch.cuda.device", _NoDevice),
             mock.patch("torch.cuda.device_of", _NoDevice),
+            mock.patch("torch.cuda.get_device_properties", lambda *_: SimpleNamespace(**PROPERTIES)),
             mock.patch("archs.ops.operation.Operation.why_unavailable", lambda *arguments: None),
             FakeTensorMode(),
         ):

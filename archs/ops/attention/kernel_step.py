@@ -122,13 +122,15 @@ def slices_of(num_key_heads: int, num_tiles: int, num_processors: int) -> int:
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor) -> Tensor:
-    """See archs.ops.attention.attention_step. Raises ImplementationUnavailable for float64."""
-    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    """See archs.ops.attention.attention_step. q may have another dtype than the cache, as under autocast: it is
+    rounded to the cache's. Raises ImplementationUnavailable for float64."""
+    if k.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ImplementationUnavailable(
-            f"implementation 'triton' of attention_step takes float32, bfloat16 or float16, not {q.dtype}; "
+            f"implementation 'triton' of attention_step takes float32, bfloat16 or float16, not {k.dtype}; "
             "use 'sdpa'."
         )
-    q = q.contiguous()
+    y = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    q = q.to(k.dtype).contiguous()
     k, v = (tensor if tensor.stride(3) == 1 else tensor.contiguous() for tensor in (k, v))
     batch_size, num_heads, K = q.shape
     S, num_kv_heads = k.shape[1:3]
@@ -141,7 +143,6 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor) -> Tensor:
     slices = slices_of(batch_size * num_kv_heads, triton.cdiv(S, tile), processors)
     means = torch.empty(batch_size, num_heads, slices, K, dtype=torch.float32, device=q.device)
     logs = torch.empty(batch_size, num_heads, slices, dtype=torch.float32, device=q.device)
-    y = torch.empty_like(q)
     strides = (*k.stride()[:3], *v.stride()[:3])
     rows = max(16, triton.next_power_of_2(G))
     with torch.cuda.device_of(q):

@@ -95,6 +95,17 @@ def test_two_runs_agree_bit_for_bit(kernel_device: torch.device, kernel_dtype: t
     assert torch.equal(run(q, k, v, 75), run(q, k, v, 75))
 
 
+def test_a_query_may_have_another_dtype_than_the_cache(
+    kernel_device: torch.device, assert_kernel_close: Callable[..., None]
+) -> None:
+    """Under autocast the cache is in the weights' float32."""
+    q, k, v = make_inputs((2, 6, 2, 16, 90), kernel_device)
+    q = q.bfloat16()
+    y = run(q, k, v, 75)
+    assert y.dtype == torch.bfloat16
+    assert_kernel_close(y, run_reference(q, k, v, 75), torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("num_key_heads", "num_tiles", "expected"),
     [(1, 10**6, 528), (12, 1024, 44), (12, 3, 3), (768, 1024, 1), (512, 1024, 1)],
