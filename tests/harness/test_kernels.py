@@ -35,13 +35,20 @@ def small_interpreter_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("archs.ops.selective_scan.kernel.CHUNK_TOKENS", 8)
 
 
+def find_peers(monkeypatch: pytest.MonkeyPatch, found: object) -> None:
+    """Has every package of a peer found, or none; torch looks for others while it runs."""
+    find_spec = kernels.importlib.util.find_spec
+    peers = {line.package for line in kernels.LINES.values()}
+    monkeypatch.setattr(
+        kernels.importlib.util,
+        "find_spec",
+        lambda name, package=None: found if name in peers else find_spec(name, package),
+    )
+
+
 @pytest.fixture
 def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    find_spec = kernels.importlib.util.find_spec
-    absent = {line.package for line in kernels.LINES.values()}
-    monkeypatch.setattr(
-        kernels.importlib.util, "find_spec", lambda name: None if name in absent else find_spec(name)
-    )
+    find_peers(monkeypatch, None)
 
 
 @pytest.mark.usefixtures("no_packages")
@@ -115,7 +122,7 @@ def test_the_call_of_mamba_ssm_that_is_timed_is_the_one_that_is_checked(
 
     interface = SimpleNamespace(selective_scan_fn=counted)
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", interface)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: object())
+    find_peers(monkeypatch, object())
     result = toy(line, 1)
     if scan is scan_channels_first:
         assert (

@@ -122,8 +122,8 @@ def slices_of(num_key_heads: int, num_tiles: int, num_processors: int) -> int:
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, num_seen: Tensor) -> Tensor:
-    """See archs.ops.attention.attention_step. q may have another dtype than the cache, as under autocast: it is
-    rounded to the cache's. Raises ImplementationUnavailable for float64."""
+    """See archs.ops.attention.attention_step. q may have another dtype than the cache, as under autocast, and
+    is rounded to the cache's. Raises ImplementationUnavailable for float64."""
     if k.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ImplementationUnavailable(
             f"implementation 'triton' of attention_step takes float32, bfloat16 or float16, not {k.dtype}; "
