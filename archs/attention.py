@@ -131,8 +131,8 @@ class Attention(Mixer):
     def decode_at(self, x: Tensor, state: AttentionState, position: Tensor) -> tuple[Tensor, AttentionState]:
         q, k, v = self._heads(self._project_next(x[:, None], state), position)
         keys, values = (room.transpose(1, 2) for room in (state.keys, state.values))  # (B, S, H', K)
-        keys.index_copy_(1, position, k)
-        values.index_copy_(1, position, v)
+        keys.index_copy_(1, position, k.to(keys.dtype))  # under autocast they differ
+        values.index_copy_(1, position, v.to(values.dtype))
         implementation = self.step_implementation or self.implementation
         y = attention_step(q[:, 0], keys, values, position + 1, implementation=implementation)
         return self.o_proj(y.flatten(1)), state._replace(num_tokens=state.num_tokens + 1)

@@ -159,7 +159,8 @@ class SlidingWindowAttention(Mixer):
         stop = first + x.shape[1]
         num_kept = min(x.shape[1], slots)
         kept = torch.arange(stop - num_kept, stop, device=x.device) % slots + num_persistent
-        state.keys[:, kept], state.values[:, kept] = k[:, -num_kept:], v[:, -num_kept:]
+        k, v = (t[:, -num_kept:].to(state.keys.dtype) for t in (k, v))  # under autocast they differ
+        state.keys[:, kept], state.values[:, kept] = k, v
         return y, state._replace(num_tokens=stop)
 
     def decode(self, x: Tensor, state: SlidingWindowState) -> tuple[Tensor, SlidingWindowState]:
@@ -182,8 +183,8 @@ class SlidingWindowAttention(Mixer):
     ) -> tuple[Tensor, SlidingWindowState]:
         q, k, v, slots = self._enter(x[:, None], state, position)
         slot = self.num_persistent_tokens + position % slots
-        state.keys.index_copy_(1, slot, k)
-        state.values.index_copy_(1, slot, v)
+        state.keys.index_copy_(1, slot, k.to(state.keys.dtype))
+        state.values.index_copy_(1, slot, v.to(state.values.dtype))
         num_seen = self.num_persistent_tokens + (position + 1).clamp(max=slots)
         implementation = self.step_implementation or self.implementation
         y = attention_step(q[:, 0], state.keys, state.values, num_seen, implementation=implementation)

@@ -282,7 +282,7 @@ class TitansMAC(Mixer):
         used = self.num_persistent_tokens + 2 * offset
         slots = used + torch.arange(2, device=x.device)
         for buffer, entries in zip(state[:2], self._entries(piece, state), strict=True):
-            buffer.index_copy_(1, slots, entries)
+            buffer.index_copy_(1, slots, entries.to(buffer.dtype))
         seen = torch.arange(state.keys.shape[1], device=x.device) < used + 2
         attended = self._attend(piece.q, state.keys, state.values, seen[None])
         pair, state = self._write(piece, attended, state)

@@ -65,6 +65,24 @@ def test_what_is_written_for_many_numbers_gives_the_same(
     torch.testing.assert_close(run_chunks(model, tokens, [64, 16]), full, rtol=0, atol=TOLERANCE)
 
 
+def test_half_precision_under_autocast_keeps_to_the_contract(model: SequenceModel) -> None:
+    """As training and evaluation on a GPU run it: weights and state in float32, products in bfloat16."""
+    if any(isinstance(module, torch.nn.LSTM) for module in model.modules()):
+        pytest.skip("on a CPU torch's LSTM has no bfloat16 products on float32 weights")
+    single, tokens = copy.deepcopy(model).float(), tokens_for(model, 40)
+    with torch.no_grad():
+        exact = single(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        single.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        with torch.no_grad():
+            whole, steps = single(tokens), run_chunks(single, tokens, [18, 19])
+            state = single.prefill(tokens[:, :-1], single.init_state(BATCH, 40))[1]
+            last = single.decode_at(tokens[:, -1], state, torch.tensor([39]))[0]
+    assert all(p.grad is None or p.grad.isfinite().all() for p in single.parameters())
+    for output, expected in ((whole, exact), (steps, exact), (last, steps[:, -1])):
+        assert (output.float() - expected).norm() < 0.02 * expected.norm()
+
+
 @pytest.mark.parametrize("num_tokens", [1, 2, 15, 16, 17, 63, 64, 65])
 def test_a_prefix_gives_the_prefix_of_the_outputs(
     model: SequenceModel, full: Tensor, num_tokens: int

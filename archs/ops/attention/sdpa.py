@@ -18,7 +18,8 @@ SMALLEST_BLOCK_TOKENS, LARGEST_BLOCK_TOKENS = 64, 1024
 def attention(q: Tensor, k: Tensor, v: Tensor, *, window_tokens: int | None, num_sink_tokens: int) -> Tensor:
     """See archs.ops.attention.attention."""
     num_queries, num_keys = q.shape[1], k.shape[1]
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    # Under autocast a cache is wider than its query: rounded once here, and not again in every block.
+    q, k, v = (t.transpose(1, 2).to(q.dtype) for t in (q, k, v))
     use_groups = q.shape[1] != k.shape[1]
     if window_tokens is None or window_tokens >= num_keys:
         if num_queries == num_keys or num_queries == 1:
