@@ -1,10 +1,11 @@
 """Our Triton kernels on a GPU against public ones: `python -m harness.kernels [LINE ...]`, in bfloat16.
 
-Every side of a line first agrees with a definition of its own, in float64 on the same rounded inputs: ours
-with the operation's reference, outputs and all gradients, and where a whole layer is timed, the layer with
-the same layer around the reference. Then both run in turn, round by round; a line's speed is the peer's time
-over ours in the same round, the median, with quartiles. A peer that is not installed is not measured, and the
-line says so.
+Every side of a line first agrees with a definition of its own. Ours: outputs and all gradients with the
+operation's reference in float64 on the same rounded inputs; where a whole layer is timed, its output too,
+with the same layer around the reference, in the line's dtype. Peers: likewise with our reference where they
+compute the same; fla with its own naive code in float32; titans-pytorch's output with itself in float64. Then
+both run in turn, round by round; a line's speed is the peer's time over ours in the same round, the median,
+with quartiles. A peer that is not installed is not measured, and the line says so.
 
 First the card's ceilings are measured: what a copy moves and what a matrix product computes in a second. They
 give every line its roofline, the least time for its FLOPs and bytes (harness/kernel_work.py says what is
@@ -39,7 +40,7 @@ from harness.measure import copy_bytes_per_s, matmul_flops_per_s, outcome, perce
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 #: What parity is checked at, and what the test of this file runs at: these replace a line's own sizes.
-PARITY_SIZES = {"batch_size": 1, "num_heads": 2, "num_tokens": 161, "channels": 64}
+PARITY_SIZES = {"batch_size": 1, "num_heads": 2, "channels": 64}
 TOY_SIZES = {
     **{"batch_size": 1, "num_heads": 1, "num_tokens": 6, "channels": 8, "head_width": 16, "d_model": 16},
     **{"mini_batch_tokens": 4, "chunk_tokens": 4, "state_width": 4},
@@ -83,7 +84,8 @@ def measure(
         "minimum_speed": line.minimum_speed,
         "difference": line.difference,
     }
-    small = _replaced(sizes, TOY_SIZES if is_toy else PARITY_SIZES)
+    parity_tokens = 2 * sizes.get("chunk_tokens", 64) + 33  # over the ends of two chunks
+    small = _replaced(sizes, TOY_SIZES if is_toy else {**PARITY_SIZES, "num_tokens": parity_tokens})
     try:
         work = line.work(sizes, dtype)
         roofline_ms, roofline_of = work.roofline(ceilings)
