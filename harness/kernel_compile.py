@@ -6,10 +6,10 @@ experiments do it; Transformer² is left out, whose kernels are its base's. Besi
 `harness.kernels` times, unless architectures or a size are named. Each launch of a kernel of ours is compiled
 for the card instead of run, so that arguments and types are those of real launches and nobody writes them by
 hand. Of each model that is one batch and one length: what Triton compiles anew for another grid or for an
-argument of 1 is not among them. A line a binary, under the first call that needs it: registers a thread, bytes
-of spills (stores and loads), bytes of shared memory. Exit status 1 where one does not compile or needs more
-shared memory than a block has, or a model ends in an error, else 0. Compiling everything takes ten minutes or
-more; Triton's cache makes the second time quick.
+argument of 1 is not among them. A line a binary, under the first call that needs it: registers a thread,
+bytes of spills (stores and loads), bytes of shared memory. Exit status 1 where one does not compile or needs
+more shared memory than a block has, or a model ends in an error, else 0. Compiling everything takes ten
+minutes or more; Triton's cache makes the second time quick.
 
 What it is not: a run. Tensors claim to be on a GPU (is_cuda), yet their device is "cpu", so autocast goes by
 its list for CPUs, and all pointers count as aligned to 16 bytes. What it takes hold of in Triton
