@@ -42,8 +42,8 @@ bench: $(INSTALLED) ## train and measure everything, then the report: cpu_small,
 smoke: $(INSTALLED) ## every architecture and every task in minutes, to see that all of it runs
 	@$(RUN) -m harness experiment=smoke $(ARGS)
 
-test: $(INSTALLED) ## run the tests, in two processes of one thread each
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+test: $(INSTALLED) ## run the tests, in two processes of one thread each; PYTEST_ARGS='-m ""' runs the longest too
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not published_widths and not compiles" $(PYTEST_ARGS)
 
 regress: $(INSTALLED) ## the smoke sweep on tests/corpus, compared with tests/baselines
 	@sh .ci/regress

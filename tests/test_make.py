@@ -49,6 +49,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+PYTEST = "python -m pytest -n 2 --dist worksteal -m not published_widths and not compiles"
+
+
 class Workshop:
     """A copy of the Makefile's surroundings with a stand-in `python3`."""
 
@@ -115,9 +118,9 @@ def test_the_first_run_installs_and_the_second_does_not(workshop: Workshop) -> N
     assert venv == "python3 -m venv --clear .venv"
     assert compile_all.startswith("python -m compileall") and compile_all.endswith(" .venv/lib")
     assert install.startswith("python -m pip install") and install.endswith("--editable .[dev]")
-    assert test == "python -m pytest -n 2 --dist worksteal"
+    assert test == PYTEST
     assert workshop.run("make", "test", "PYTEST_ARGS=tests/archs -x").returncode == 0
-    assert workshop.take_notes() == ["python -m pytest -n 2 --dist worksteal tests/archs -x"]
+    assert workshop.take_notes() == [f"{PYTEST} tests/archs -x"]
 
 
 def test_a_changed_list_of_dependencies_is_installed(installed: Workshop) -> None:
@@ -126,7 +129,7 @@ def test_a_changed_list_of_dependencies_is_installed(installed: Workshop) -> Non
     assert installed.run("make", "test").returncode == 0
     install, _, test = installed.take_notes()
     assert "pip install" in install and "venv" not in install
-    assert test == "python -m pytest -n 2 --dist worksteal"
+    assert test == PYTEST
 
 
 def test_a_failed_installation_is_tried_again(workshop: Workshop) -> None:

@@ -62,6 +62,7 @@ def _can_compile() -> None:
 
 
 @pytest.mark.usefixtures("_can_compile")
+@pytest.mark.compiles
 def test_launches_are_compiled_and_what_does_not_compile_is_said(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

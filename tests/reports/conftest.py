@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from filelock import FileLock
 
 from harness.record import Point
 from reports.html import render
@@ -49,8 +51,14 @@ def rendered(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> R
             return builder.failed(point, "oom", "needed 3 GiB")
         return point
 
-    folder = builder.write_experiment(tmp_path_factory.mktemp("example"), change=change)
-    with (folder / "records" / "latency.jsonl").open("a") as file:
-        file.write('{"kind": "point", "schema_ver\n')
-    page = render([folder], folder / "report")
+    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else None
+    folder = (shared or tmp_path_factory.mktemp("rendered")) / "example"
+    with FileLock(folder.with_suffix(".lock")):  # once for all processes of a run: it takes seconds
+        if not (folder / "is_whole").exists():
+            builder.write_experiment(folder, change=change)
+            with (folder / "records" / "latency.jsonl").open("a") as file:
+                file.write('{"kind": "point", "schema_ver\n')
+            render([folder], folder / "report")
+            (folder / "is_whole").touch()
+    page = folder / "report" / "index.html"
     return Rendered(folder=folder, page=page, text=page.read_text(encoding="utf-8"))

@@ -29,7 +29,6 @@ CASES = {
     "odd_widths": ((16, 24, 20), 17, 0, 19, 1),
     "deeper": ((16, 24, 24, 16), 3, 2, 4, 1),
     "deepest": ((16, 16, 16, 16, 16), 3, 0, 3, 1),
-    **{f"published_{w}": ((w, 2 * w, w), 16, 5, 19, 1) for w in (64, 96, 128)},
 }
 if HAS_GPU:
     CASES |= {
@@ -40,6 +39,7 @@ if HAS_GPU:
         "96": ((96, 192, 96), 16, 1, 130, 2),
         "128": ((128, 256, 128), 16, 0, 127, 2),
     }
+PUBLISHED_CASES = {f"published_{w}": ((w, 2 * w, w), 16, 5, 19, 1) for w in (64, 96, 128)}
 GATES = slice(3, 6)
 KERNEL = "archs.ops.neural_memory.kernel"
 
@@ -97,7 +97,9 @@ def outputs_and_gradients(
 
 
 @pytest.mark.usefixtures("nan_filled_buffers")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [*CASES, *(pytest.param(name, marks=pytest.mark.published_widths) for name in PUBLISHED_CASES)]
+)
 def test_outputs_states_and_gradients(
     name: str,
     kernel_device: torch.device,
@@ -107,7 +109,7 @@ def test_outputs_states_and_gradients(
 ) -> None:
     if name == "more_groups_than_one":
         monkeypatch.setattr(importlib.import_module(KERNEL), "checkpoint_chunks_of", lambda num_chunks: 2)
-    widths, chunk_tokens, position, num_tokens, num_heads = CASES[name]
+    widths, chunk_tokens, position, num_tokens, num_heads = (CASES | PUBLISHED_CASES)[name]
     case = make_case(widths, num_tokens, num_heads, kernel_dtype)
     actual = outputs_and_gradients(case, "triton", position, chunk_tokens, kernel_device)
     expected = outputs_and_gradients(
@@ -139,7 +141,10 @@ def test_gates_of_exactly_zero_and_one(
         ((16, 16), 2, 2, (4, 1, 1, 1)),
         ((24, 40, 24), 2, 1, (4, 1, 1, 1)),
         ((16, 16, 16, 16, 16), 2, 1, (4, 1, 1, 1)),
-        *(((w, 2 * w, w), 1, 1, (1, 1, 1, 1)) for w in (64, 96, 128)),
+        *(
+            pytest.param((w, 2 * w, w), 1, 1, (1, 1, 1, 1), marks=pytest.mark.published_widths)
+            for w in (64, 96, 128)
+        ),
     ],
     ids=str,
 )

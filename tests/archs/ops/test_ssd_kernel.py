@@ -68,7 +68,11 @@ def run_reference(inputs: list[Tensor], chunk_tokens: int) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("nan_filled_buffers")
-@pytest.mark.parametrize("sizes", SIZES + PUBLISHED_SIZES, ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [*SIZES, *(pytest.param(sizes, marks=pytest.mark.published_widths) for sizes in PUBLISHED_SIZES)],
+    ids=str,
+)
 def test_values_and_gradients_are_those_of_the_definition(
     sizes: tuple[int, ...],
     kernel_device: torch.device,
@@ -136,7 +140,13 @@ def test_views_and_the_gradients_asked_for(
 
 
 @pytest.mark.usefixtures("nan_filled_buffers")
-@pytest.mark.parametrize(("width", "state_width"), [(24, 20), (64, 128), (96, 96), (128, 64)])
+@pytest.mark.parametrize(
+    ("width", "state_width"),
+    [
+        (24, 20),
+        *(pytest.param(*w, marks=pytest.mark.published_widths) for w in ((64, 128), (96, 96), (128, 64))),
+    ],
+)
 def test_steps_are_the_whole(
     width: int,
     state_width: int,
