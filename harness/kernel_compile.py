@@ -40,7 +40,6 @@ import torch
 from torch import Tensor
 
 from harness.config import build_model, compose_config, resolve
-from harness.config_dir import options
 from harness.kernel_lines import LINES
 from harness.kernel_operations import KERNELS, timed_call
 from harness.train import autocast
@@ -58,6 +57,9 @@ SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 10
 
 #: What kernels ask of the card: an H200's streaming multiprocessors, which only sizes the grid.
 PROPERTIES = {"multi_processor_count": 132}
+
+#: Of the cards that our kernels are meant for: Ampere, Ada, Hopper, Blackwell.
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
 
 CPU = torch.device("cpu")
 
@@ -217,9 +219,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m harness.kernel_compile", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument(
-        "archs", nargs="*", metavar="ARCH", help="of conf/arch; default those of h200_latency"
+        "archs", nargs="*", metavar="ARCH", help="of h200_latency's architectures; default all of them"
     )
-    parser.add_argument("--capability", type=int, default=90, help="of the card, default 90: Hopper")
+    parser.add_argument(
+        "--capability", type=int, default=90, choices=CAPABILITIES, help="of the card, default 90: Hopper"
+    )
     parser.add_argument("--size", help="this size alone, of " + ", ".join(size for _, size in MODELS))
     given = parser.parse_args(arguments)
     models = [model for model in MODELS if given.size in (None, model[1])]
@@ -230,21 +234,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("triton is not installed; run pip install 'longarch[kernels]'.")
         if os.environ.get("TRITON_INTERPRET") == "1":
             raise ValueError("TRITON_INTERPRET=1 has kernels interpreted, not compiled; unset it.")
-        archs = given.archs or list(resolve(compose_config(["experiment=h200_latency"]))["interleave"])
+        known = list(resolve(compose_config(["experiment=h200_latency"]))["interleave"])
         for arch in given.archs:
-            if arch not in options("arch"):
-                raise ValueError(f"there is no arch {arch!r}; choose of {', '.join(options('arch'))}.")
+            if arch not in known:
+                raise ValueError(f"h200_latency has no arch {arch!r}; choose of {', '.join(sorted(known))}.")
+        chosen = [(arch, *model) for model in models for arch in given.archs or known]
+        configs = {f"{arch} {size}": model_config(arch, name, size) for arch, name, size in chosen}
+        configs = {name: config for name, config in configs.items() if has_kernels(config)}
+        if not configs:
+            raise ValueError(f"{', '.join(given.archs)} has no Triton kernel of ours; choose another arch.")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     calls: list[tuple[str, Callable[[], None]]] = []
     if given.size is None and not given.archs:
         calls.append(("harness.kernels", run_lines))
-    for experiment, size in models:
-        for arch in archs:
-            config = model_config(arch, experiment, size)
-            if has_kernels(config):
-                calls.append((f"{arch} {size}", functools.partial(run_model, config)))
+    calls += [(name, functools.partial(run_model, config)) for name, config in configs.items()]
     num_printed = 0
     with compiled_instead_of_run(given.capability) as found:
         for name, call in calls:

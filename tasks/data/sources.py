@@ -115,6 +115,8 @@ class TextFolder(Source):
     def __init__(
         self, path: str, pattern: str = "*", skip_unreadable: bool = False, domain: str | None = None
     ) -> None:
+        if not path:
+            raise ValueError("data.path is empty; give it the folder of text files: data.path=DIR.")
         self.root = Path(path).expanduser()
         self.name = f"text_folder:{self.root.resolve().name}"
         self.pattern, self.skip_unreadable, self.domain = pattern, skip_unreadable, domain

@@ -108,11 +108,19 @@ def test_what_is_wrong_is_a_sentence(
     assert error.startswith("error: ") and all(word in error for word in words)
 
 
-def test_an_architecture_that_is_not_there_is_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arch", "words"),
+    [
+        ("nothing", "no arch 'nothing'; choose of gated_deltanet, hybrid, mamba"),
+        ("pretrained", "no arch 'pretrained'"),
+        ("recurrent", "recurrent has no Triton kernel of ours"),
+    ],
+)
+def test_an_architecture_that_cannot_serve_is_a_sentence(
+    arch: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("triton", reason="needs the extra `kernels`")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert kernel_compile.main(["nothing"]) == 2
+    assert kernel_compile.main([arch]) == 2
     (error,) = capsys.readouterr().err.splitlines()
-    assert "no arch 'nothing'" in error and "mamba2" in error
+    assert words in error

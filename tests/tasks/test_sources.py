@@ -59,6 +59,11 @@ def test_text_folder_that_is_missing(tmp_path: Path) -> None:
         list(TextFolder(str(tmp_path / "nowhere")).documents())
 
 
+def test_text_folder_without_a_name() -> None:
+    with pytest.raises(ValueError, match=r"data\.path is empty; give it the folder"):
+        TextFolder("")
+
+
 def test_text_folder_that_is_a_file(tmp_path: Path) -> None:
     write_texts(tmp_path, 1)
     with pytest.raises(ValueError, match=r"text_0\.txt is a file"):
