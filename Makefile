@@ -43,7 +43,7 @@ smoke: $(INSTALLED) ## every architecture and every task in minutes, to see that
 	@$(RUN) -m harness experiment=smoke $(ARGS)
 
 test: $(INSTALLED) ## run the tests, in two processes of one thread each; PYTEST_ARGS='-m ""' runs the longest too
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not published_widths and not compiles" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal -m "not (published_widths or whole_models or compiles)" $(PYTEST_ARGS)
 
 regress: $(INSTALLED) ## the smoke sweep on tests/corpus, compared with tests/baselines
 	@sh .ci/regress

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-PYTEST = "python -m pytest -n 2 --dist worksteal -m not published_widths and not compiles"
+PYTEST = "python -m pytest -n 2 --dist worksteal -m not (published_widths or whole_models or compiles)"
 
 
 class Workshop:

@@ -9,6 +9,8 @@ import torch
 
 from archs.base import SequenceModel, resolve_implementations
 
+pytestmark = pytest.mark.whole_models
+
 KERNELS = {
     "ttt_linear": "ttt_linear",
     "ttt_mlp": "ttt_mlp",
