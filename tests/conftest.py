@@ -7,7 +7,7 @@ import copy
 import gc
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,26 @@ def pytest_configure() -> None:
     """Without a GPU our Triton kernels run in Triton's interpreter, which is decided where one is defined."""
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _triton_looks_through_its_language_once_a_launch() -> Iterator[None]:
+    """Its interpreter replaces the functions of triton.language when a kernel is launched. At every call of a
+    device function it looks for them again and finds none, which takes a quarter of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            from triton import language
+            from triton.runtime import interpreter
+
+            replace = interpreter._patch_lang
+
+            def replace_once(function: Callable[..., Any]) -> Any:
+                seen = [v for v in function.__globals__.values() if v is language or v is language.core]
+                is_new = any(language.core.is_builtin(module.load) for module in seen)
+                return replace(function) if is_new else None
+
+            patch.setattr(interpreter, "_patch_lang", replace_once)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")

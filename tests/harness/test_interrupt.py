@@ -65,6 +65,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     sign: signal.Signals,
     heeds_interrupts: None,
     start: Callable[..., subprocess.Popen[str]],
+    quick_command: Callable[..., tuple[int, str, str]],
     trained: Callable[[Path], None],
     tiny: list[str],
     points: Callable[..., list[Point]],
@@ -89,9 +90,8 @@ def test_a_stopped_run_goes_on_where_it_was(
     kept = points(output)
     assert {p.cell.get("fault") for p in kept if p.task == "faults"} == {"none-1", "none-2"}
 
-    second = start(*arguments)
-    _, err = second.communicate(timeout=90)
-    assert second.returncode == 0, err
+    code, _, err = quick_command(*arguments)
+    assert code == 0, err
     assert log.read_text().split() == ["none-1", "none-2", "sleeponce", "sleeponce"]
     found = points(output)
     assert found[: len(kept)] == kept, "nothing was measured twice"
