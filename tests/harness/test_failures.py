@@ -87,8 +87,9 @@ def test_a_job_that_is_late_types_the_cell_under_way_and_those_left(
 
 
 def test_a_job_that_is_late_before_its_first_cell_types_them_all(
-    run_job: RunJob, points: Points, output: Path, tmp_path: Path
+    run_job: RunJob, points: Points, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jobs, "POLL_S", 0.001)  # or it is done when it is looked at first
     overrides = ["task=[faults]", "tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}"]
     run_job(output, *overrides, "job_timeout_s=0.01")
     assert outcomes(points, output) == {"a": "timeout", "b": "timeout"}
