@@ -9,12 +9,13 @@ Axes, one glossary for the whole project:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from archs.ops import OPERATIONS
 from archs.ops.operation import Operation
 
 Phase = Literal["prefill", "decode"]
@@ -200,6 +201,13 @@ def _no_kinds(module: nn.Module, num_tokens: int) -> NotImplementedError:
         f"{type(module).__name__} does not say which of its decode steps do the same work as the one after "
         f"{num_tokens} tokens (step_kind), so no CUDA graph can hold them."
     )
+
+
+def check_implementations(chosen: Mapping[str, str]) -> None:
+    """`chosen` maps operations to names of implementations. Raises ImplementationUnavailable with one sentence
+    where a name is unknown, whichever models use it; `resolve_implementations` says whether it can run."""
+    for operation in OPERATIONS:
+        operation.check_name(chosen.get(operation.name, "auto"))
 
 
 def resolve_implementations(model: nn.Module, device: torch.device) -> dict[str, str]:

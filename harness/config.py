@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from torch.overrides import TorchFunctionMode
 
-from archs.base import SequenceModel
+from archs.base import SequenceModel, check_implementations
 from harness.check import check_call, check_root, check_targets, check_values
 from harness.check_experts import check_experts
 from harness.config_dir import CONFIG_DIR, check_model_overrides, register_resolvers
@@ -53,6 +53,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
     Raises ValueError with one sentence that names the mistake and the valid choices."""
     check_root(config)
+    check_implementations(config["implementation"])
     check_targets(config["arch"]["model"], "arch.model")
     check_targets(config["reference"]["model"], "reference.model")
     for name, task in config["tasks"].items():

@@ -40,6 +40,11 @@ def sentence(error: BaseException) -> str | None:
         return f"{_one_line(str(error))}."
     if isinstance(error, ValueError):
         text = _one_line(str(error))
+        if text.startswith("Config group override must be"):  # Hydra does not say which
+            return (
+                "Where a name was expected a number was given; arch, data, experiment, size, task and train "
+                "take names, such as size=125m."
+            )
         return text if text.endswith(".") else f"{text}."
     return None
 

@@ -54,11 +54,16 @@ class Operation:
     implementations: Mapping[str, Implementation]
     auto: Mapping[str, Sequence[str]]
 
+    def check_name(self, name: str) -> None:
+        """Raises ImplementationUnavailable where `name` is neither `auto` nor an implementation's."""
+        if name not in ("auto", *self.implementations):
+            valid = ", ".join(["auto", *self.implementations])
+            raise ImplementationUnavailable(
+                f"{self.name} has no implementation {name!r}; choose one of {valid}."
+            )
+
     def why_unavailable(self, name: str, device: torch.device) -> str | None:
         """A sentence that says what is missing, or None where `name` can run on `device`."""
-        if name not in self.implementations:
-            valid = ", ".join(["auto", *self.implementations])
-            return f"{self.name} has no implementation {name!r}; choose one of {valid}."
         implementation = self.implementations[name]
         is_interpreted = implementation.is_triton and os.environ.get("TRITON_INTERPRET") == "1"
         if device.type not in implementation.devices and not (is_interpreted and device.type == "cpu"):
@@ -86,6 +91,7 @@ class Operation:
                 if self.why_unavailable(candidate, device) is None:
                     return candidate
             raise ImplementationUnavailable(f"{self.name} has no implementation for {device.type}.")
+        self.check_name(name)
         why = self.why_unavailable(name, device)
         if why is not None:
             raise ImplementationUnavailable(why)

@@ -105,7 +105,8 @@ def _python_files(root: Path) -> Iterator[str]:
 
 
 class TextFolder(Source):
-    """The files of any folder, recursively, whose name matches `pattern`, as UTF-8 text.
+    """The files of any folder, recursively, whose name matches `pattern`, as UTF-8 text; an empty
+    file, or one of white space alone, is no document.
 
     A file that is not text (a NUL byte, or not UTF-8) or cannot be read is an error that names it;
     with skip_unreadable it is left out, counted in `skipped`. The domain is the first folder on the
@@ -140,6 +141,8 @@ class TextFolder(Source):
                 if not self.skip_unreadable:
                     raise
                 self._skipped.append(relative)
+                continue
+            if not text.strip():
                 continue
             num_documents += 1
             yield Document(relative, self.domain or self._folder_of(relative), text)

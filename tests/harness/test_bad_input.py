@@ -17,6 +17,7 @@ MISTAKES = [
     (["task=foo"], ["Unknown task: 'foo'", "latency, needle, perplexity"]),
     (["task=[needle,foo]"], ["Unknown task: 'foo'", "latency, needle, perplexity"]),
     (["size=foo"], ["Unknown size: 'foo'", "nano, small, tiny"]),
+    (["size=125"], ["a name was expected", "size=125m"]),
     (["data=foo"], ["Unknown data: 'foo'", "text_folder"]),
     (
         ["experiment=foo"],
@@ -92,6 +93,7 @@ MISTAKES = [
     (["arch=titans_mac", "size.num_heads=5"], ["num_heads=5 must divide"]),
     (["arch=recurrent", "arch.match.step=1000"], ["match=parameters", "d_ff=1000", "match=none"]),
     (["implementation.attention=foo"], ["no implementation 'foo'", "sdpa"]),
+    (["implementation.ssd=foo"], ["ssd has no implementation 'foo'", "mamba_ssm"]),  # not the Transformer's
     (["implementation.attention=flash_attn"], ["'flash_attn' of attention runs on cuda only"]),
     (
         ["arch=mamba", "implementation.selective_scan=mamba_ssm"],
@@ -213,7 +215,7 @@ def test_the_cost_card_of_a_mistake(
         assert word in err
 
 
-@pytest.mark.parametrize("kind", ["missing", "file", "empty", "binary", "latin1", "short", "two"])
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "blank", "binary", "latin1", "short", "two"])
 def test_a_data_folder_that_cannot_serve(
     kind: str, quick_command: Command, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -227,7 +229,10 @@ def test_a_data_folder_that_cannot_serve(
         folder.write_text(line)
     for index in range({"binary": 5, "latin1": 5, "short": 5, "two": 2}.get(kind, 0)):
         (folder / f"{index}.txt").write_text(line if kind == "short" else line * 200)
-    if kind == "binary":
+    if kind == "blank":
+        (folder / "0.txt").write_text("")
+        (folder / "1.txt").write_text(" \n" * 200)
+    elif kind == "binary":
         (folder / "3.txt").write_bytes(b"\x7fELF\0\0\0")
     elif kind == "latin1":
         (folder / "3.txt").write_bytes("Müll ".encode("latin-1") * 100)
@@ -235,6 +240,7 @@ def test_a_data_folder_that_cannot_serve(
         "missing": "does not exist",
         "file": "is a file",
         "empty": "holds no text file",
+        "blank": "holds no text file",
         "binary": "3.txt is a binary file",
         "latin1": "3.txt is not UTF-8 text",
         "short": "Use shorter contexts or longer documents",
