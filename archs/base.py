@@ -204,8 +204,8 @@ def _no_kinds(module: nn.Module, num_tokens: int) -> NotImplementedError:
 
 
 def check_implementations(chosen: Mapping[str, str]) -> None:
-    """`chosen` maps operations to names of implementations. Raises ImplementationUnavailable with one sentence
-    where a name is unknown, whichever models use it; `resolve_implementations` says whether it can run."""
+    """`chosen` maps operations to implementations. Raises ImplementationUnavailable with one sentence where a
+    name is unknown, whichever models use it; `resolve_implementations` says whether it can run."""
     for operation in OPERATIONS:
         operation.check_name(chosen.get(operation.name, "auto"))
 
