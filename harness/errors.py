@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import traceback
+from pathlib import Path
 
 from hydra.errors import (
     CompactHydraException,
@@ -38,15 +40,21 @@ def sentence(error: BaseException) -> str | None:
         return f"{error.filename} cannot be written or read ({error.strerror}); choose another output=DIR."
     if isinstance(error, OSError):
         return f"{_one_line(str(error))}."
+    if isinstance(error, (TypeError, ValueError)) and _is_of_hydras_choices(error):
+        return (
+            "A number, true, false or null was given where a name was expected; arch, arch@reference, data, "
+            "experiment, size, task and train take names, such as size=125m."
+        )
     if isinstance(error, ValueError):
         text = _one_line(str(error))
-        if text.startswith("Config group override must be"):  # Hydra does not say which
-            return (
-                "Where a name was expected a number was given; arch, data, experiment, size, task and train "
-                "take names, such as size=125m."
-            )
         return text if text.endswith(".") else f"{text}."
     return None
+
+
+def _is_of_hydras_choices(error: BaseException) -> bool:
+    """Whether it came up where Hydra looks for the chosen files, which it takes to be text."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).parts[-3:] == ("hydra", "_internal", "defaults_list.py")
 
 
 def _missing(error: MissingConfigException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import copy
 import gc
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,10 +31,11 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _triton_looks_through_its_language_once_a_launch() -> Iterator[None]:
-    """Its interpreter replaces the functions of triton.language when a kernel is launched. At every call of a
-    device function it looks for them again and finds none, which takes a quarter of the time."""
+    """Its interpreter replaces the functions of triton.language when a kernel is launched. It looks for them
+    again at every call of a device function, which takes a quarter of the time, and finds none but at the first
+    call of one of the language's own."""
     with pytest.MonkeyPatch.context() as patch:
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
             from triton import language
             from triton.runtime import interpreter
 
@@ -41,8 +43,8 @@ def _triton_looks_through_its_language_once_a_launch() -> Iterator[None]:
 
             def replace_once(function: Callable[..., Any]) -> Any:
                 seen = [v for v in function.__globals__.values() if v is language or v is language.core]
-                is_new = any(language.core.is_builtin(module.load) for module in seen)
-                return replace(function) if is_new else None
+                is_known = seen and not any(language.core.is_builtin(module.load) for module in seen)
+                return interpreter._LangPatchScope() if is_known else replace(function)
 
             patch.setattr(interpreter, "_patch_lang", replace_once)
         yield

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from archs.base import SequenceModel, resolve_implementations
+from archs.ops import OPERATIONS
 from harness.config import (
     MATCH_TOLERANCE,
     build_model,
@@ -115,6 +116,10 @@ def test_matching_takes_the_nearest_width() -> None:
 def test_a_size_that_cannot_be_matched_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"d_ff=1000 of arch=recurrent.*match=none"):
         matched_model_config(compose("arch=recurrent", "arch.match.step=1000"))
+
+
+def test_every_choice_of_an_implementation_is_checked() -> None:
+    assert {operation.name for operation in OPERATIONS} == set(compose()["implementation"])
 
 
 @pytest.mark.parametrize("data", names("data"))

@@ -1,4 +1,5 @@
-"""Operations: for each, one public call and its implementations (see archs/ops/operation.py)."""
+"""Operations: for each, one public call and its implementations (see archs/ops/operation.py). They
+know nothing of archs.base, which imports them."""
 
 from archs.ops import attention, gated_delta_rule, neural_memory, selective_scan, ssd, ttt_linear, ttt_mlp
 

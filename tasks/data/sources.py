@@ -148,7 +148,9 @@ class TextFolder(Source):
             yield Document(relative, self.domain or self._folder_of(relative), text)
         if num_documents == 0:
             left_out = f" ({len(self._skipped)} unreadable files were left out)" if self._skipped else ""
-            raise ValueError(f"data.path={self.root} holds no text file matching {self.pattern!r}{left_out}.")
+            raise ValueError(
+                f"data.path={self.root} holds no file with text that matches {self.pattern!r}{left_out}."
+            )
 
     def _folder_of(self, relative: str) -> str:
         parts = Path(relative).parts

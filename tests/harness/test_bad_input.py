@@ -18,6 +18,8 @@ MISTAKES = [
     (["task=[needle,foo]"], ["Unknown task: 'foo'", "latency, needle, perplexity"]),
     (["size=foo"], ["Unknown size: 'foo'", "nano, small, tiny"]),
     (["size=125"], ["a name was expected", "size=125m"]),
+    (["arch=null"], ["a name was expected"]),
+    (["task=[needle,5]"], ["a name was expected"]),
     (["data=foo"], ["Unknown data: 'foo'", "text_folder"]),
     (
         ["experiment=foo"],
@@ -239,8 +241,8 @@ def test_a_data_folder_that_cannot_serve(
     words = {
         "missing": "does not exist",
         "file": "is a file",
-        "empty": "holds no text file",
-        "blank": "holds no text file",
+        "empty": "holds no file with text",
+        "blank": "holds no file with text",
         "binary": "3.txt is a binary file",
         "latin1": "3.txt is not UTF-8 text",
         "short": "Use shorter contexts or longer documents",

@@ -114,7 +114,7 @@ def test_a_death_before_the_first_cell_types_them_all(
     run_job: RunJob, points: Points, records: Callable[[Path], list], output: Path, tmp_path: Path
 ) -> None:
     overrides = ["task=[faults]", "tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}"]
-    run_job(output, *overrides, "tasks.faults.prepare_fault=segfault")
+    run_job(output, *overrides, "tasks.faults.prepare_fault=segfault", is_forked=False)
     assert outcomes(points, output) == {"a": "crashed", "b": "crashed"}
     assert [p.status for p in points(output, task="train")] == ["crashed"]
     runs = {record.run_id for record in records(output) if isinstance(record, Header)}

@@ -71,7 +71,7 @@ def test_text_folder_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_text_folder_that_is_empty(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no text file matching '\*\.txt'"):
+    with pytest.raises(ValueError, match=r"holds no file with text that matches '\*\.txt'"):
         list(TextFolder(str(tmp_path), pattern="*.txt").documents())
 
 
@@ -183,7 +183,7 @@ def test_a_mixture_gives_many_short_files_and_few_long_books_the_same_bytes(tmp_
     ("num_files", "num_books", "reason"),
     [
         (3, None, r"data\.path=.*novels does not exist\.$"),
-        (3, 0, r"data\.path=.*novels holds no text file matching '\*'\.$"),
+        (3, 0, r"data\.path=.*novels holds no file with text that matches '\*'\.$"),
         (3, 2, r"The data's domain 'books' has 2 document\(s\) with text; .* at least 3"),
     ],
 )

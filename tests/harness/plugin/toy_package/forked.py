@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+import threading
 
 import torch._dynamo  # noqa: F401  (the first optimizer imports it)
 
 from harness import worker
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def work(spec_path: str, environment: dict[str, str]) -> None:
-    """`python -m harness.worker SPEC.json` in `environment`. It does not end with the parent that the spec
-    names, which is not its own."""
+    """`python -m harness.worker SPEC.json` in `environment`. The process that the spec names as its parent is
+    that of the server it is forked from."""
     os.environ.clear()
     os.environ.update(environment)
-    worker._end_with = lambda parent_pid: None
+    worker._end_with = lambda parent_pid: threading.Thread(target=_end_with_parent, daemon=True).start()
     code = worker.main(spec_path)
     sys.stdout.flush()
     sys.stderr.flush()
