@@ -31,9 +31,9 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _triton_looks_through_its_language_once_a_launch() -> Iterator[None]:
-    """Its interpreter replaces the functions of triton.language when a kernel is launched. It looks for them
-    again at every call of a device function, which takes a quarter of the time, and finds none but at the first
-    call of one of the language's own."""
+    """Its interpreter replaces the functions of triton.language at a launch. It looks for them again at every
+    call of a device function, which takes a quarter of the time, and finds none but at the first call of one
+    of the language's own."""
     with pytest.MonkeyPatch.context() as patch:
         if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
             from triton import language
