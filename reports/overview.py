@@ -193,7 +193,8 @@ def findings(results: Results, ranking: Ranking) -> list[tuple[str, str]]:
     if beyond:
         best = max(entry.accuracy for entry, _ in beyond)
         names = joined([label for entry, label in beyond if entry.accuracy == best])
-        found.append(("Needle, beyond", f"{names}, {percent(best)} over all longer contexts."))
+        text = f"{names}, {percent(best)} over all longer contexts" if best else "none recalls any"
+        found.append(("Needle, beyond", f"{text}."))
     for phase, unit in (("prefill", "ms"), ("decode", "ms a token")):
         times = [(row.numbers[f"{phase}_ms"], row.series.label) for row in rows if row.numbers[f"{phase}_ms"]]
         if times:

@@ -107,7 +107,9 @@ class Adaptation(Task):
             raise ValueError(
                 f"domains={list(domains)} and adaptations={list(adaptations)} need one name at least."
             )
-        require_positive(num_prompts=num_prompts, num_timed_prompts=num_timed_prompts)
+        require_positive(
+            "arch.tasks.adaptation", num_prompts=num_prompts, num_timed_prompts=num_timed_prompts
+        )
         self.domains, self.adaptations = list(domains), list(adaptations)
         self.num_prompts, self.num_timed_prompts = num_prompts, min(num_timed_prompts, num_prompts)
         self._make = prompts

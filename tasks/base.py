@@ -61,8 +61,8 @@ class Task(ABC):
         """Measures one cell. The same model, inputs and cell give the same measurement."""
 
 
-def require_positive(**values: int) -> None:
-    """Raises ValueError naming the first value that is below 1."""
+def require_positive(path: str, **values: int) -> None:
+    """Raises ValueError naming the first value that is below 1, and where in the configuration it is."""
     for name, value in values.items():
         if value < 1:
-            raise ValueError(f"{name}={value} must be positive.")
+            raise ValueError(f"{path}.{name}={value} must be positive.")

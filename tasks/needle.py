@@ -71,12 +71,12 @@ class Needle(Task):
                 f"lengths_tokens={list(lengths_tokens)} and depths={list(depths)} need one value at least."
             )
         for length in lengths_tokens:
-            require_positive(lengths_tokens=length)
+            require_positive("tasks.needle", lengths_tokens=length)
         for depth in depths:
             if not 0.0 <= depth <= 1.0:
                 raise ValueError(f"depth={depth} must lie between 0 and 1.")
-        require_positive(num_examples=num_examples, num_needles=num_needles)
-        require_positive(batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
+        require_positive("tasks.needle", num_examples=num_examples, num_needles=num_needles)
+        require_positive("tasks.needle", batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
         self.lengths_tokens, self.depths = sorted(set(lengths_tokens)), sorted(set(depths))
         self.num_examples, self.num_needles = num_examples, num_needles
         self.batch_tokens, self.chunk_tokens = batch_tokens, chunk_tokens

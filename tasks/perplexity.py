@@ -68,9 +68,9 @@ class Perplexity(Task):
         if not context_lengths_tokens:
             raise ValueError("context_lengths_tokens=[] needs at least one length.")
         for length in context_lengths_tokens:
-            require_positive(context_lengths_tokens=length)
-        require_positive(num_documents=num_documents, num_buckets=num_buckets)
-        require_positive(batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
+            require_positive("tasks.perplexity", context_lengths_tokens=length)
+        require_positive("tasks.perplexity", num_documents=num_documents, num_buckets=num_buckets)
+        require_positive("tasks.perplexity", batch_tokens=batch_tokens, chunk_tokens=chunk_tokens)
         self.context_lengths_tokens = sorted(set(context_lengths_tokens))
         self.num_documents, self.num_buckets = num_documents, num_buckets
         self.batch_tokens, self.chunk_tokens = batch_tokens, chunk_tokens

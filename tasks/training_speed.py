@@ -53,8 +53,13 @@ class TrainingSpeed:
         matmul_width: int = 8192,
     ) -> None:
         for length in context_lengths_tokens or [0]:
-            require_positive(context_lengths_tokens=length)
-        require_positive(batch_tokens=batch_tokens, num_samples=num_samples, matmul_width=matmul_width)
+            require_positive("tasks.training_speed", context_lengths_tokens=length)
+        require_positive(
+            "tasks.training_speed",
+            batch_tokens=batch_tokens,
+            num_samples=num_samples,
+            matmul_width=matmul_width,
+        )
         if max_cell_s <= 0:
             raise ValueError(f"tasks.training_speed.max_cell_s={max_cell_s} must be positive")
         self.context_lengths_tokens, self.batch_tokens = sorted(context_lengths_tokens), batch_tokens

@@ -78,8 +78,11 @@ MISTAKES = [
     (["train.search=true", "train.search_grid=[]"], ["train.search_grid=[] must hold at least one"]),
     (["train.search=true", "train.search_grid=[1e-3,0]"], ["learning_rate=0 must be positive."]),
     (["train.stream.batch_tokens=0"], ["batch_tokens=0 must be positive."]),
-    (["tasks.perplexity.context_lengths_tokens=[0]"], ["context_lengths_tokens=0 must be positive."]),
-    (["tasks.needle.lengths_tokens=[-1]"], ["lengths_tokens=-1 must be positive."]),
+    (
+        ["tasks.perplexity.context_lengths_tokens=[0]"],
+        ["error: tasks.perplexity.context_lengths_tokens=0 must be positive."],
+    ),
+    (["tasks.needle.lengths_tokens=[-1]"], ["error: tasks.needle.lengths_tokens=-1 must be positive."]),
     (["tasks.latency.batch_sizes=[0]"], ["batch_sizes=[0] must be positive"]),
     (["tasks.latency.context_lengths_tokens=[-4]"], ["context_lengths_tokens=[-4] must be positive"]),
     (["num_workers=0"], ["num_workers=0 must be positive."]),

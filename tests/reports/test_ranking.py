@@ -10,6 +10,7 @@ import pytest
 
 from harness.record import Point
 from reports.load import load
+from reports.overview import findings
 from reports.ranking import make_ranking
 from reports.tables import ranking_table
 from reports.terminal import ranking_text
@@ -153,3 +154,22 @@ def test_points_of_another_seed_do_not_change_the_order_silently(builder: Module
     last = make_ranking(load([tmp_path])).rows[-1]
     assert last.series.arch == "mamba" and last.num_seeds == 2
     assert last.numbers["bits_per_byte_sd"] is not None and last.numbers["bits_per_byte_sd"] > 4
+
+
+def test_nobody_is_the_best_at_what_nobody_can(builder: ModuleType, tmp_path: Path) -> None:
+    def change(point: Point) -> Point:
+        if point.task != "needle" or point.metrics["is_trained_length"]:
+            return point
+        return replace(
+            point,
+            metrics={**point.metrics, "accuracy": 0.0},
+            samples={**point.samples, "is_correct": [0] * 20},
+        )
+
+    for folder, changed, expected in (
+        ("some", lambda point: point, "Mamba, "),
+        ("none", change, "none recalls any."),
+    ):
+        builder.write_experiment(tmp_path / folder, archs=ARCHS, change=changed)
+        results = load([tmp_path / folder])
+        assert dict(findings(results, make_ranking(results)))["Needle, beyond"].startswith(expected)
