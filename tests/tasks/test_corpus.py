@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tasks.data.corpus import Corpus, load_corpus, split_documents
-from tasks.data.sources import TextFolder
+from tasks.data.sources import Document, Source, TextFolder
 from tasks.data.tokenizers import ByteTokenizer
 
 TEXT = Path(__file__).resolve().parent.parent / "corpus"
@@ -60,10 +61,18 @@ def test_too_few_documents_are_refused(tmp_path: Path) -> None:
 
 
 def test_documents_without_text_are_refused(tmp_path: Path) -> None:
+    class Empty(Source):
+        name = "empty"
+
+        def documents(self) -> Iterator[Document]:
+            yield from (Document(name, "texts", b"") for name in "abc")
+
+    with pytest.raises(ValueError, match="empty holds no text: every document is empty"):
+        load_corpus(source=Empty(), cache_dir=str(tmp_path / "cache"))
     for name in "abc":
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / name).touch()
-    with pytest.raises(ValueError, match="every document is empty"):
+    with pytest.raises(ValueError, match="holds no file with text"):
         load(tmp_path / "cache", tmp_path / "texts")
 
 
