@@ -9,13 +9,11 @@ Axes, one glossary for the whole project:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from archs.ops import OPERATIONS
 from archs.ops.operation import Operation
 
 Phase = Literal["prefill", "decode"]
@@ -203,29 +201,6 @@ def _no_kinds(module: nn.Module, num_tokens: int) -> NotImplementedError:
     )
 
 
-def check_implementations(chosen: Mapping[str, str]) -> None:
-    """`chosen` maps operations to implementations. Raises ImplementationUnavailable with one sentence where a
-    name is unknown, whichever models use it; `resolve_implementations` says whether it can run."""
-    for operation in OPERATIONS:
-        operation.check_name(chosen.get(operation.name, "auto"))
-
-
-def resolve_implementations(model: nn.Module, device: torch.device) -> dict[str, str]:
-    """Fixes, once, the implementation of every operation in `model`: `auto` becomes a name.
-
-    A module that calls one, a Mixer or a part of it, has `operation` and `implementation`, and may have those
-    of a step (see Mixer). Returns operation -> name. Raises ImplementationUnavailable with one sentence."""
-    names = {}
-    for module in model.modules():
-        for prefix in ("", "step_"):
-            operation = getattr(module, f"{prefix}operation", None)
-            name = getattr(module, f"{prefix}implementation", None)
-            if isinstance(operation, Operation) and name is not None:
-                names[operation.name] = operation.resolve(name, device)
-                setattr(module, f"{prefix}implementation", names[operation.name])
-    return names
-
-
 def state_tensors(state: State) -> Iterator[Tensor]:
     """All tensors of a state, nested states included."""
     if isinstance(state, Tensor):
@@ -267,8 +242,3 @@ def check_state_request(batch_size: int, max_context_tokens: int) -> None:
         raise ValueError(f"batch_size={batch_size} must be positive")
     if max_context_tokens < 1:
         raise ValueError(f"max_context_tokens={max_context_tokens} must be positive")
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype recurrent states are kept in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

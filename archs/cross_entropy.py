@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from archs.base import accumulation_dtype
+from archs.ops.precision import accumulation_dtype
 
 #: The most tokens of a chunk, and the most logits: up to 8192 words of a vocabulary the first decides, beyond
 #: the second, 256 MiB of float32.

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archs.base import Flops, Mixer, Phase, accumulation_dtype
+from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, RMSNorm, initial_step_bias
 from archs.ops.gated_delta_rule import OPERATION, gated_delta_rule, gated_delta_rule_step
+from archs.ops.precision import accumulation_dtype
 
 # The width of all keys together, against the model's: with expand_v 2 the layer has about 6 D^2 parameters.
 KEY_SHARE = 0.75

@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution, RMSNorm, initial_step_bias, rms_norm, undecayed
+from archs.base import Flops, Mixer, Phase
+from archs.layers import CausalConvolution, RMSNorm, initial_step_bias, undecayed
+from archs.ops.elementwise import rms_norm
+from archs.ops.precision import accumulation_dtype
 from archs.ops.selective_scan import OPERATION as SELECTIVE_SCAN
 from archs.ops.selective_scan import selective_scan, selective_step
 from archs.ops.ssd import OPERATION as SSD

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archs.base import Flops, Mixer, Phase, accumulation_dtype
-from archs.layers import CausalConvolution, gelu, rotary, undecayed
+from archs.base import Flops, Mixer, Phase
+from archs.layers import CausalConvolution, rotary, undecayed
+from archs.ops.elementwise import gelu
+from archs.ops.precision import accumulation_dtype
 from archs.ops.ttt_linear import OPERATION as LINEAR
 from archs.ops.ttt_linear import TTTLinearWeights, ttt_linear
 from archs.ops.ttt_mlp import OPERATION as MLP

@@ -13,11 +13,11 @@ import hydra
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.callbacks import Sweep
-from harness.config_dir import CONFIG_DIR, register_resolvers
-from harness.errors import sentence
-from harness.jobs import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, InputError
-from harness.runner import run
+from harness.config.compose import CONFIG_DIR, register_resolvers
+from harness.config.errors import sentence
+from harness.run.plan import run
+from harness.run.progress import Sweep
+from harness.run.supervision import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, InputError
 
 
 @hydra.main(config_path=CONFIG_DIR, config_name="config", version_base="1.3")
@@ -40,8 +40,8 @@ def _mistakes() -> Iterator[None]:
 
 def summarise(folder: Path) -> None:
     """Renders the folder's report and prints the ranking and the page's path."""
-    from reports.html import render  # pandas and matplotlib are slow to import, and needed once
-    from reports.terminal import ranking_text
+    from reports.page.html import render  # pandas and matplotlib are slow to import, and needed once
+    from reports.page.terminal import ranking_text
 
     page = render([folder], folder / "report")
     print(ranking_text(folder))

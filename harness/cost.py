@@ -13,16 +13,11 @@ from typing import Any
 import torch
 
 from archs.base import Flops, SequenceModel
-from harness.check import check_root
-from harness.config import (
-    build_model,
-    compose_config,
-    is_published,
-    matched_model_config,
-    mismatch_text,
-    resolve,
-)
-from harness.errors import sentence
+from harness.config.build import build_model, resolve
+from harness.config.compose import compose_config
+from harness.config.errors import sentence
+from harness.config.match import is_published, matched_model_config, mismatch_text
+from harness.config.schema import check_root
 
 #: 1k to 1M tokens.
 CONTEXT_LENGTHS_TOKENS = tuple(2**power for power in range(10, 21))

@@ -14,14 +14,16 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from archs.base import SequenceModel, resolve_implementations
-from harness.check import check_root
-from harness.config import build_model, compose_config, matched_model_config, resolve
-from harness.config_dir import CONFIG_DIR, options
-from harness.environment import choose_device
-from harness.errors import sentence
-from harness.measure import PeakMemory
-from harness.train import autocast
+from archs.base import SequenceModel
+from archs.implementations import resolve_implementations
+from harness.config.build import build_model, resolve
+from harness.config.compose import CONFIG_DIR, compose_config, options
+from harness.config.errors import sentence
+from harness.config.match import matched_model_config
+from harness.config.schema import check_root
+from harness.measure.memory import PeakMemory
+from harness.record.environment import choose_device
+from harness.train.loop import autocast
 
 LENGTHS_TOKENS = (2048, 8192)
 
@@ -29,8 +31,9 @@ LENGTHS_TOKENS = (2048, 8192)
 def training_peak_bytes(
     model: SequenceModel, num_tokens: int, *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> int:
-    """Bytes of `harness.measure.PeakMemory` over the loss of one sequence of num_tokens random tokens and its
-    gradients, the parameters' own gradients included, the parameters not. `device` is a CPU or a GPU."""
+    """Bytes of `harness.measure.memory.PeakMemory` over the loss of one sequence of num_tokens random tokens
+    and its gradients, the parameters' own gradients included, the parameters not. `device` is a CPU
+    or a GPU."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, model.vocab_size, (1, num_tokens + 1), generator=generator).to(device)
     model.zero_grad(set_to_none=True)

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from reports.html import render
-from reports.load import ReportError
+from reports.page.html import render
+from reports.results.load import ReportError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 expert, by its LoRA adapter and by what the strategies of the first pass choose.
 
 For an architecture with experts (Transformer², arXiv 2501.06252, sections 3 and 4). The prompts are those
-of `tasks.data.expert_examples` drawn from the test split, the same for every adaptation of a domain, so
+of `tasks.examples.domain` drawn from the test split, the same for every adaptation of a domain, so
 that differences can be taken prompt by prompt.
 
 Metrics of a point (cell: domain, adaptation):
@@ -20,7 +20,7 @@ Metrics of a point (cell: domain, adaptation):
     second_pass_ms               median of reading one prompt and greedily decoding the answer, adapted;
                                  always in the factored form U S V' of the feed-forward, which base and lora
                                  do not need: the latency task has the plain base's times
-The question that prompt and classification_expert append to a prompt (tasks.data.classification_prompt) is
+The question that prompt and classification_expert append to a prompt (tasks.examples.domain_question) is
 text that a base trained here has never read, and with the default training it reaches past the trained
 length: 120 tokens and about 80 of the question against 128. These two are measured under that handicap.
 
@@ -28,7 +28,7 @@ Samples: is_correct, answer_log_probability_nats, one an example; first_pass_ms,
 
 The adaptations:
     base, expert, lora     told the domain
-    prompt, classification_expert, classifier: see archs.dispatch; told nothing
+    prompt, classification_expert, classifier: see archs.transformer_squared.dispatch; told nothing
     few_shot               the mixture that was searched on examples of the domain, and so told it
 """
 
@@ -43,7 +43,8 @@ import torch
 from torch import Tensor, nn
 
 from archs.base import SequenceModel, State
-from harness.measure import percentile, time_call_ms
+from harness.measure.statistics import percentile
+from harness.measure.time import time_call_ms
 from tasks.base import Measurement, Task, TaskInputs, require_positive
 from tasks.statistics import wilson_interval
 
@@ -66,7 +67,7 @@ class _FirstPass(Protocol):
 
 
 class _Adaptive(Protocol):
-    """What is needed of the model beside the contract; see archs.transformer_squared."""
+    """What is needed of the model beside the contract; see archs.transformer_squared.model."""
 
     domains: tuple[str, ...]
     experts: nn.Parameter

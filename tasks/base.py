@@ -15,7 +15,7 @@ from tasks.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one cell yields, in the words of harness.record.Point.
+    """What one cell yields, in the words of harness.record.schema.Point.
 
     metrics: name -> number, units last in the name. samples: name -> the raw samples behind the
     metrics. details: anything else worth keeping.

@@ -5,8 +5,8 @@ Metrics of a point (cell: phase, context_tokens, batch_size):
     tokens_per_s               batch_size * tokens of the call / median
     first_call_ms              the first call of this shape, with whatever compiles or tunes in it
     peak_memory_bytes          of torch's tensors in an untimed call after the first, above what was held
-                               before it (harness.measure.PeakMemory); null where it cannot be had. Of plain
-                               steps in decode, where graphs are timed too
+                               before it (harness.measure.memory.PeakMemory); null where it cannot be had. Of
+                               plain steps in decode, where graphs are timed too
     state_bytes                measured on a state with room for context_tokens
     traffic_bytes              decode: what a step cannot but move: all weights, the state read, and the state
                                written, which is all of it, or what a token adds where the state grows
@@ -29,15 +29,12 @@ import torch
 from torch import Tensor
 
 from archs.base import SequenceModel, State, clone_state, state_bytes
-from harness.measure import (
-    PeakMemory,
-    copy_bytes_per_s,
-    is_out_of_memory,
-    percentile,
-    time_call_ms,
-)
+from archs.decode_graph import CudaCapture, DecodeGraphs, can_capture, with_num_tokens
+from harness.measure.memory import PeakMemory
+from harness.measure.statistics import percentile
+from harness.measure.time import copy_bytes_per_s, time_call_ms
+from harness.record.outcomes import is_out_of_memory
 from tasks.base import Measurement
-from tasks.decode_graph import CudaCapture, DecodeGraphs, can_capture, with_num_tokens
 
 Outcome = Measurement | tuple[str, str]  # or (status, reason)
 Cell = dict[str, Any]
@@ -55,7 +52,7 @@ class Latency:
     prefills_for_decode: false: decode starts from an empty state that is said to hold context_tokens tokens,
                         which takes the same time, and no prefill; so a prefill that was too slow or did not
                         fit keeps no decode from being measured.
-    decode_graph:       true: decode steps are replayed from CUDA graphs (tasks.decode_graph), whose capture
+    decode_graph:       true: decode steps are replayed from CUDA graphs (archs.decode_graph), whose capture
                         is part of the first call; a model that has none is recorded as unsupported. false:
                         they are called one by one. auto: graphs on a GPU, for what has them.
     chunk_tokens:       prefill is fed in chunks of this many tokens, so that activations stay bounded; a

@@ -1,6 +1,6 @@
 """Needle in a haystack: a key and a 4-digit number hidden in real text, asked for at the end.
 
-The format is that of tasks.data.needles, with the text of the test split. Each cell of the grid of
+The format is that of tasks.examples.needle, with the text of the test split. Each cell of the grid of
 lengths and depths has its own examples, the same for every architecture.
 
 Metrics of a point (cell: context_tokens, depth):
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from archs.base import SequenceModel, State, clone_state
 from tasks.base import Measurement, Task, TaskInputs, require_positive
-from tasks.data.needles import NeedleMaker
+from tasks.examples.needle import NeedleMaker
 from tasks.statistics import wilson_interval
 
 NOTE = (

@@ -23,7 +23,10 @@ import torch
 from torch import Tensor
 
 from archs.base import SequenceModel
-from harness.measure import PeakMemory, is_out_of_memory, matmul_flops_per_s, percentile, time_call_ms
+from harness.measure.memory import PeakMemory
+from harness.measure.statistics import percentile
+from harness.measure.time import matmul_flops_per_s, time_call_ms
+from harness.record.outcomes import is_out_of_memory
 from tasks.base import Measurement, require_positive
 
 Outcome = Measurement | tuple[str, str]  # or (status, reason)

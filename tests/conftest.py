@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from archs.base import SequenceModel
-from harness.config import build_model, compose_config, matched_model_config, resolve
+from harness.config.build import build_model, resolve
+from harness.config.compose import compose_config
+from harness.config.match import matched_model_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ARCHITECTURES = sorted(path.stem for path in (REPOSITORY / "conf" / "arch").glob("*.yaml"))
@@ -75,7 +77,7 @@ def needed_overrides(arch: str) -> list[str]:
     if not is_pretrained(arch):
         return []
     text = (REPOSITORY / "conf" / "arch" / f"{arch}.yaml").read_text()
-    return list(huggingface_checkpoint() if "archs.huggingface" in text else CHECKPOINT)
+    return list(huggingface_checkpoint() if "archs.pretrained.transformers_" in text else CHECKPOINT)
 
 
 @cache

@@ -10,18 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from archs.base import SequenceModel, resolve_implementations
+from archs.base import SequenceModel
+from archs.implementations import resolve_implementations
 from archs.ops import OPERATIONS
-from harness.config import (
-    MATCH_TOLERANCE,
-    build_model,
-    check_config,
-    compose_config,
-    matched_model_config,
-    resolve,
-)
+from harness.config.build import build_model, resolve
+from harness.config.check import check_config
+from harness.config.compose import compose_config
+from harness.config.match import MATCH_TOLERANCE, matched_model_config
 from harness.cost import meta_model
-from harness.record import content_hash
+from harness.record.schema import content_hash
 from tests.conftest import TRAINED, compose_resolved, is_pretrained
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -218,21 +219,21 @@ def test_regress_ends_as_the_comparison_does(
     old = installed.root / "outputs" / "regress" / "records" / "old.jsonl"
     old.parent.mkdir(parents=True)
     old.touch()
-    statuses = {"STATUS_OF_harness": str(harness), "STATUS_OF_reports_compare": str(compare)}
+    statuses = {"STATUS_OF_harness": str(harness), "STATUS_OF_reports_regression_compare": str(compare)}
     result = installed.run("sh", ".ci/regress", **statuses)
     assert result.returncode == expected
     assert not old.exists(), "a check begins anew"
     sweep, *comparison = installed.take_notes()
     assert sweep == "python -m harness experiment=regress output=outputs/regress"
     is_compared = harness in (0, 1)
-    expected_comparison = "python -m reports.compare outputs/regress tests/baselines/smoke.json"
+    expected_comparison = "python -m reports.regression.compare outputs/regress tests/baselines/smoke.json"
     assert comparison == ([expected_comparison] if is_compared else [])
     assert (installed.run("make", "regress", **statuses).returncode == 0) == (expected == 0)
 
 
 def test_a_baseline_is_renewed_only_from_a_whole_sweep(installed: Workshop) -> None:
     assert installed.run("make", "baseline", STATUS_OF_harness="1").returncode != 0
-    assert not any("reports.compare" in line for line in installed.take_notes())
+    assert not any("reports.regression.compare" in line for line in installed.take_notes())
     assert installed.run("make", "baseline").returncode == 0
     assert installed.take_notes()[-1].endswith("outputs/regress tests/baselines/smoke.json --renew")
 
@@ -242,11 +243,11 @@ def test_continuous_integration_runs_all_steps_and_prints_the_totals(workshop: W
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-2] == "Tests: 3 passed, 1 skipped in 0.10s"
     notes = "\n".join(workshop.take_notes())
-    for command in ("ruff check .", "ruff format --check .", "mypy", "pytest", "reports.compare"):
+    for command in ("ruff check .", "ruff format --check .", "mypy", "pytest", "reports.regression.compare"):
         assert f"python -m {command}" in notes
 
 
-@pytest.mark.parametrize("module", ["ruff", "mypy", "pytest", "reports_compare", "pip"])
+@pytest.mark.parametrize("module", ["ruff", "mypy", "pytest", "reports_regression_compare", "pip"])
 def test_continuous_integration_fails_where_a_step_does(workshop: Workshop, module: str) -> None:
     result = workshop.run("bash", ".ci/run", **{f"STATUS_OF_{module}": "1"})
     assert result.returncode == 1
@@ -269,4 +270,5 @@ def test_every_package_is_listed() -> None:
         path.parent for room in ("archs", "tasks", "harness") for path in (REPOSITORY / room).rglob("*.py")
     }
     assert all((folder / "__init__.py").exists() for folder in folders)
-    assert sorted(on_disk) == PROJECT["tool"]["setuptools"]["packages"]
+    found = find_packages(str(REPOSITORY), **PROJECT["tool"]["setuptools"]["packages"]["find"])
+    assert sorted(on_disk) == sorted(found)

@@ -7,14 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.config import (
-    MATCH_TOLERANCE,
-    build_model,
-    check_config,
-    is_published,
-    matched_model_config,
-    mismatch_text,
-)
+from harness.config.build import build_model
+from harness.config.check import check_config
+from harness.config.match import MATCH_TOLERANCE, is_published, matched_model_config, mismatch_text
 from harness.cost import main, meta_model
 from tests.conftest import TRAINED
 from tests.conftest import compose_resolved as compose

@@ -58,7 +58,7 @@ def test_what_is_written_for_many_numbers_gives_the_same(
     model: SequenceModel, full: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The forms that archs.layers takes where an input is large."""
-    monkeypatch.setattr("archs.layers.MANY_NUMBERS", 1)
+    monkeypatch.setattr("archs.ops.elementwise.MANY_NUMBERS", 1)
     tokens = tokens_for(model)
     with torch.no_grad():
         torch.testing.assert_close(model(tokens), full, rtol=0, atol=TOLERANCE)

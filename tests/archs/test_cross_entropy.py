@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archs.cross_entropy import MAX_CHUNK_LOGITS, MAX_CHUNK_TOKENS, chunked_cross_entropy
-from harness.measure import PeakMemory
+from harness.measure.memory import PeakMemory
 
 CPU = torch.device("cpu")
 BATCH, NUM_TOKENS, WIDTH, VOCAB = 2, 33, 12, 50

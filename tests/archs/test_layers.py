@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from archs.layers import MANY_NUMBERS, RMSNorm, gelu, rms_norm
+from archs.layers import RMSNorm
+from archs.ops.elementwise import MANY_NUMBERS, gelu, rms_norm
 
 WIDTH = 48
 FEW, MANY = 3, MANY_NUMBERS // (2 * WIDTH) + 1

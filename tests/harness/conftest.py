@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from harness import __main__ as command_line
-from harness import interleaved, jobs, runner, worker
-from harness.config import compose_config
-from harness.record import Point, read
+from harness.config.compose import compose_config
+from harness.record.schema import Point, read
+from harness.run import plan as runner
+from harness.run import supervision as jobs
+from harness.run import timing_job as interleaved
+from harness.run import worker
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PLUGIN = Path(__file__).resolve().parent / "plugin"

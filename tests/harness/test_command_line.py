@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from harness.record import Point
+from harness.record.schema import Point
 
 Command = Callable[..., tuple[int, str, str]]
 Points = Callable[..., list[Point]]
@@ -104,7 +104,7 @@ def test_times_belong_to_a_machine_and_its_threads(
     try:
         counts = []
         for cpu_name, num_threads in (("A", 1), ("A", 1), ("A", 2), ("B", 1)):
-            monkeypatch.setattr("harness.environment.cpu_name", lambda cpu_name=cpu_name: cpu_name)
+            monkeypatch.setattr("harness.record.environment.cpu_name", lambda cpu_name=cpu_name: cpu_name)
             code, _, err = quick_command(*arguments, f"num_threads={num_threads}")
             assert code == 0, err
             counts.append((len(points(tmp_path, task="latency")), len(points(tmp_path, task="train"))))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.record import Point
+from harness.record.schema import Point
 
 Command = Callable[..., Any]
 Points = Callable[..., list[Point]]

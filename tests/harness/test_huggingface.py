@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness import cost
-from harness.record import Point
+from harness.record.schema import Point
 
 Command = Callable[..., tuple[int, str, str]]
 Points = Callable[..., list[Point]]

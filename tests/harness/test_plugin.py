@@ -7,15 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import (
-    MATCH_TOLERANCE,
-    check_config,
-    compose_config,
-    matched_model_config,
-    mismatch_text,
-    resolve,
-)
-from harness.record import Point
+from harness.config.build import resolve
+from harness.config.check import check_config
+from harness.config.compose import compose_config
+from harness.config.match import MATCH_TOLERANCE, matched_model_config, mismatch_text
+from harness.record.schema import Point
 
 CONF = Path(__file__).resolve().parent / "plugin" / "conf"
 

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from archs.attention import Attention
 from archs.decoder import Decoder
-from archs.pretrained import pretrained_model
+from archs.pretrained.load import pretrained_model
 from harness import cost
-from harness.record import Point
+from harness.record.schema import Point
 
 Command = Callable[..., tuple[int, str, str]]
 Points = Callable[..., list[Point]]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.config import compose_config, resolve
+from harness.config.build import resolve
+from harness.config.compose import compose_config
 
 Command = Callable[..., Any]
 Points = Callable[..., list[Any]]

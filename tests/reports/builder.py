@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from harness.record import Header, Point, append
+from harness.record.schema import Header, Point, append
 
 CONTEXTS = (256, 512, 1024, 2048, 4096)
 TRAINED = (256, 512)

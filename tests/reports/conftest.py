@@ -12,8 +12,8 @@ from types import ModuleType
 import pytest
 from filelock import FileLock
 
-from harness.record import Point
-from reports.html import render
+from harness.record.schema import Point
+from reports.page.html import render
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.config import compose_config, instantiate, resolve
+from harness.config.build import instantiate, resolve
+from harness.config.compose import compose_config
 from tasks.adaptation import Adaptation
 from tasks.base import TaskInputs
 from tasks.data.corpus import Corpus

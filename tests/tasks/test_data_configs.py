@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import check_targets, compose_config, instantiate, resolve
+from harness.config.build import check_targets, instantiate, resolve
+from harness.config.compose import compose_config
 from tasks.base import Task
 from tasks.data.sources import Source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from archs.base import accumulation_dtype
+from archs.ops.precision import accumulation_dtype
 
 
 def _update(k: Tensor, v: Tensor, log_alpha: Tensor, beta: Tensor, S: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archs.base import accumulation_dtype
+from archs.ops.precision import accumulation_dtype
 
 # Elements of one chunk buffer: 1 MB in float32. Measured on a CPU, 0.5 to 4 MB differ little. The
 # bounds keep the chunks' overhead and, in training, the buffers small beside the whole scan.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from archs.base import accumulation_dtype
+from archs.ops.precision import accumulation_dtype
 
 # Elements of the (Q, Q) matrices of one block: 16 MB in float32, and in training 64 MB, where a larger
 # block saves recomputation.

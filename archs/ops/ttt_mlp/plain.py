@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from archs.layers import GELU_CUBE, GELU_SLOPE, gelu, gelu_gate
+from archs.ops.elementwise import GELU_CUBE, GELU_SLOPE, gelu, gelu_gate
 from archs.ops.ttt_linear.plain import (
     LossGradientBackward,
     Tokens,

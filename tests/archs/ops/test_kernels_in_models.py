@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from archs.base import SequenceModel, resolve_implementations
+from archs.base import SequenceModel
+from archs.implementations import resolve_implementations
 
 pytestmark = pytest.mark.whole_models
 

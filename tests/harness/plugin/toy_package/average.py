@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from archs.base import Flops, Mixer, Phase, accumulation_dtype, check_state_request
+from archs.base import Flops, Mixer, Phase, check_state_request
+from archs.ops.precision import accumulation_dtype
 
 
 class AverageState(NamedTuple):

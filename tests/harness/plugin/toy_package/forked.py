@@ -9,7 +9,7 @@ import threading
 
 import torch._dynamo  # noqa: F401  (the first optimizer imports it)
 
-from harness import worker
+from harness.run import worker
 
 
 def _end_with_parent() -> None:
@@ -20,8 +20,8 @@ def _end_with_parent() -> None:
 
 
 def work(spec_path: str, environment: dict[str, str]) -> None:
-    """`python -m harness.worker SPEC.json` in `environment`. The process that the spec names as its parent is
-    that of the server it is forked from."""
+    """`python -m harness.run.worker SPEC.json` in `environment`. The process that the spec names as its
+    parent is that of the server it is forked from."""
     os.environ.clear()
     os.environ.update(environment)
     worker._end_with = lambda parent_pid: threading.Thread(target=_end_with_parent, daemon=True).start()

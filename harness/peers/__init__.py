@@ -1,0 +1,1 @@
+"""Our kernels and models against public implementations: parity first, then time."""

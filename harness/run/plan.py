@@ -1,0 +1,98 @@
+"""From one Hydra job to the processes that do it, and from a finished sweep to its report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from harness.config.compose import check_model_overrides, resolve
+from harness.config.identity import NOT_RESULT_KEYS
+from harness.config.schema import check_root
+from harness.record.schema import Point, content_hash
+from harness.run import supervision as jobs
+from harness.run.local import Pool
+from harness.run.progress import tell
+
+
+def run(config: DictConfig, pool: Pool) -> None:
+    """Has `pool` run the job that `config` describes; what it gathers are typed failures.
+
+    With an architecture: training and the quality tasks, num_workers such jobs of a sweep at once. Without
+    one: the latency of the `interleave` list. Latency is measured alone; where the sweep has no latency job,
+    every job measures its own, and all run alone.
+    """
+    check_model_overrides(config, HydraConfig.get().overrides.task)
+    resolved = plain(config)
+    check_root(resolved)
+    arch, interleave = resolved.get("arch"), resolved["interleave"]
+    parts = [("quality", [resolved])] if arch is not None else []
+    if arch is None and interleave:
+        parts.append(("latency", [plain(_with_arch(name)) for name in interleave]))
+    elif arch is None:
+        raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
+    elif interleave is None and "latency" in resolved["tasks"]:
+        parts.append(("latency", [resolved]))
+    num_at_once = resolved["num_workers"]
+    if parts[-1][0] == "latency" or not _is_sweep_here():
+        num_at_once = 1
+    for one in (c for _, configs in parts for c in configs):
+        one["num_workers"] = num_at_once
+
+    def work(line: int) -> list[Point]:
+        return [p for part in parts for p in run_process(*part, line=line, stopping=pool.stopping)]
+
+    pool.start(work, num_at_once)
+
+
+def _is_sweep_here() -> bool:
+    """Whether this process goes through the jobs of a sweep itself: another launcher has its own way to run
+    them side by side, and takes one for done when `run` returns."""
+    settings = HydraConfig.get()
+    return settings.mode == RunMode.MULTIRUN and settings.runtime.choices["hydra/launcher"] == "basic"
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as JSON values, with a fixed output path."""
+    value = resolve(config)
+    value["output"] = str(Path(value["output"]).absolute())
+    return value
+
+
+def command_line() -> str:
+    """What the user typed, to be typed again."""
+    return shlex.join(["python", "-m", "harness", *sys.argv[1:]])
+
+
+def _with_arch(name: str) -> DictConfig:
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("arch=")]
+    return hydra.compose("config", [*overrides, f"arch={name}"])
+
+
+def run_process(
+    kind: str, configs: list[dict[str, Any]], *, line: int, stopping: threading.Event
+) -> list[Point]:
+    """Runs one job, "quality" or "latency", in a process of its own and returns its typed failures."""
+    first = configs[0]
+    name = first["arch"]["name"] if kind == "quality" else "latency"
+    if kind == "latency" and len(configs) == 1:
+        name = f"latency-{first['arch']['name']}"
+    ignored = [k for k in NOT_RESULT_KEYS if kind == "quality" or k != "num_threads"]
+    kept = [{k: v for k, v in c.items() if k not in ignored} for c in configs]
+    spec = {
+        "kind": kind,
+        "job": f"{name}-{first['size']['name']}-seed{first['seed']}",
+        "configs": configs,
+        "config_hash": content_hash(kept),
+        "command": command_line(),
+    }
+    tell(f"-- {spec['job']}")
+    output = Path(first["output"])
+    return jobs.run_job(spec, output, first["job_timeout_s"], line=line, stopping=stopping)

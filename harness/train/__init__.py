@@ -1,0 +1,1 @@
+"""The training loop, checkpoints, and where a job's trained model comes from."""

@@ -1,0 +1,136 @@
+"""What papers publish beside what our records hold: `python -m reports.claims FOLDER ... [--output FILE]`.
+
+A page in Markdown. First what papers claim in a sentence, a row a claim: the claim and its source, the scale
+it was made at, and what was measured here at each size, or that it was not. Then the papers' tables, with our
+columns beside theirs. Nothing is judged: the scales differ, and the page says so. `--kernels FILE`, what
+`python -m harness.peers.kernels` printed, adds its lines to the claims that they concern. Below stand times
+against the machine's ceilings (`reports.sections.cost.speed`), where they were measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reports.claims.ledger import CLAIMS, Claim
+from reports.claims.tables import TABLES, PublishedTable
+from reports.results.load import ReportError, Results, is_number, load
+from reports.sections.cost.speed import decode_lines, training_lines
+
+NOT_MEASURED = "not measured"
+
+#: Name of a line of `harness.peers.kernels` -> its result.
+Kernels = Mapping[str, Mapping[str, Any]]
+
+
+def page(results: Results, kernels: Kernels) -> str:
+    """The Markdown page."""
+    sizes = sorted({point.size for point in results.points if point.arch})
+    lines = [
+        "# Published claims beside these records",
+        "",
+        f"Sizes measured here: {', '.join(sizes)}. The papers' models are larger or trained on more, on "
+        "other text, with other kernels on other cards: a row sets figures side by side, and neither "
+        "confirms nor refutes.",
+        "",
+        *_rows(
+            ("claim", "source", "its scale", "our counterpart", "measured here"),
+            [(c.says, c.paper, c.scale, c.ours, measured(c, results, sizes, kernels)) for c in CLAIMS],
+        ),
+        "## Published tables",
+        "",
+        "Our columns begin with the size they were measured at. –: no figure.",
+        "",
+    ]
+    for table in TABLES:
+        lines += table_lines(table, results, sizes)
+    return "\n".join([*lines, *decode_lines(results), *training_lines(results)]).rstrip() + "\n"
+
+
+def measured(claim: Claim, results: Results, sizes: Sequence[str], kernels: Kernels) -> str:
+    """Our figures at every size that has them, and of kernels alone, or that there are none."""
+    found = [(size, claim.measure(results, size)) for size in sizes] if claim.measure is not None else []
+    shown = [f"{size}: {text}" for size, text in found if text]
+    shown += [f"{name}: {_kernel(kernels[name])}" for name in claim.kernel_lines if name in kernels]
+    return "; ".join(shown) or NOT_MEASURED
+
+
+def _kernel(result: Mapping[str, Any]) -> str:
+    speed, status = result.get("speed"), result.get("status")
+    if status == "ok" and is_number(speed):
+        return f"{speed:.2f} times as fast"
+    return NOT_MEASURED if status in (None, "ok") else str(status)
+
+
+def table_lines(table: PublishedTable, results: Results, sizes: Sequence[str]) -> list[str]:
+    """A published table, with each of our columns at every size that has it."""
+    archs = [arch for _, arch, _ in table.rows if arch is not None]
+    columns: list[tuple[str, dict[str, str]]] = []
+    for title, measure in table.measures:
+        found = [(size, measure(results, size, archs)) for size in sizes]
+        shown = [(f"{size}: {column.title}", column.values) for size, column in found if column is not None]
+        columns += shown or [(title, {})]
+    rows = [
+        (name, *cells, *(values.get(arch or "", NOT_MEASURED) for _, values in columns))
+        for name, arch, cells in table.rows
+    ]
+    return [
+        f"### {table.title}",
+        "",
+        f"Source: {table.paper}. Its scale: {table.scale}. Our counterpart: {table.ours}.",
+        "",
+        *_rows((*table.columns, *(title for title, _ in columns)), rows),
+    ]
+
+
+def _rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown and an empty line."""
+    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
+    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
+    return [*lines, ""]
+
+
+def read_kernels(path: Path) -> Kernels:
+    """The last line of what `harness.peers.kernels` printed. Raises ReportError where that is not its
+    JSON."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+        results = json.loads(text.splitlines()[-1])["results"]
+        return {result["line"]: result for result in results}
+    except OSError as error:
+        raise ReportError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise ReportError(
+            f"{path} does not end in the JSON line that harness.peers.kernels prints"
+        ) from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the page, to FILE or the terminal; 2 where nothing could be read."""
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.claims", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="holds records/*.jsonl")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="default: the terminal")
+    parser.add_argument("--kernels", metavar="FILE", type=Path, help="what harness.peers.kernels printed")
+    options = parser.parse_args(arguments)
+    try:
+        kernels = {} if options.kernels is None else read_kernels(options.kernels)
+        text = page(load(options.folders), kernels)
+        if options.output is None:
+            print(text, end="")
+        else:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(text, encoding="utf-8")
+    except (ReportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Media: the HTML page and the terminal."""

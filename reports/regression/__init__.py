@@ -1,0 +1,1 @@
+"""Two runs compared, and the baseline that guards the project."""

@@ -1,0 +1,1 @@
+"""Records read, grouped, ranked and crossed."""

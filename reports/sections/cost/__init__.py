@@ -1,0 +1,1 @@
+"""Sections on time, memory and state."""

@@ -1,0 +1,1 @@
+"""Sections on what models get right."""

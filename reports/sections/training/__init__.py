@@ -1,0 +1,1 @@
+"""Sections on how models were trained and adapted."""

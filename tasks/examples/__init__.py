@@ -1,0 +1,1 @@
+"""What is asked: needles, questions by domain, the training mixture."""

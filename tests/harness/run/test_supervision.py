@@ -1,0 +1,56 @@
+"""The process of a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.__main__ import job
+from harness.run import supervision as jobs
+from harness.run import worker
+
+
+def test_a_worker_keeps_freed_memory_unless_the_user_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "environment.json"
+    program = f"import json, os; json.dump(dict(os.environ), open({str(seen)!r}, 'w'))"
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: object) -> subprocess.Popen:
+        return popen([sys.executable, "-c", program], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for name in jobs.ALLOCATOR:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
+    assert jobs._wait(tmp_path / "spec.json", None, 0, threading.Event()) == (0, False)
+    environment = json.loads(seen.read_text())
+    assert environment["MALLOC_TRIM_THRESHOLD_"] == "1"
+    assert environment["MALLOC_MMAP_THRESHOLD_"] == jobs.ALLOCATOR["MALLOC_MMAP_THRESHOLD_"]
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize(("num_threads", "num_workers", "expected"), [(None, 1, 4), (None, 3, 1), (3, 2, 3)])
+def test_threads_are_shared_by_what_runs_at_once(
+    num_threads: int | None, num_workers: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert worker.num_threads({"num_threads": num_threads, "num_workers": num_workers}) == expected
+
+
+def test_another_launcher_can_send_a_job_to_another_process() -> None:
+    """As joblib's and submitit's do: what a function of __main__ refers to is pickled with it."""
+    function = job.__wrapped__
+    names = set(function.__code__.co_names) & set(function.__globals__)
+    assert "Sweep" in names
+    for name in names:
+        pickle.dumps(function.__globals__[name])

@@ -1,0 +1,249 @@
+"""The page of published claims: what the records hold stands there, what they lack is not measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.peers.cases import LINES
+from harness.record.schema import Point, append
+from reports.claims.__main__ import NOT_MEASURED, main
+from reports.claims.ledger import CLAIMS
+from reports.claims.tables import TABLES
+
+#: Every number that the papers give for what is compared here, by the words that its row begins with.
+FIGURES = {
+    "linear attention |": "15.91",
+    "linear attention, improved": "15.23",
+    "+ learned W0": "15.27",
+    "+ LayerNorm and residual": "14.05",
+    "+ mini-batches of 16": "12.35",
+    "+ learned eta": "11.99",
+    "+ Mamba backbone": "11.09",
+    "Transformer++": "31.52 41.08 42.92 25.21 27.64 48.69",
+    "Mamba |": "30.83 40.21 43.59 28.12 23.96 47.22",
+    "Mamba-2 | –": "22.94 28.37 48.34",
+    "TTT | 27": "27.44 34.19 44.51 24.17 23.51 47.32",
+    "LMM | 26": "26.18 29.97 46.17 20.04 21.96 51.56",
+    "MAC | 25": "25.43 28.13 47.36 19.93 20.12 52.51",
+    "MAG | 25": "25.07 28.72 47.54 18.61 19.86 52.50",
+    "MAL | 24": "24.69 28.80 46.55 19.07 20.33 50.97",
+    "TTT | 98": "98.4 98.8 98.0 88.4 60.2 36.6 10.2 4.4 78.8 28.0 4.4 0",
+    "Mamba-2 | 98": "98.6 61.4 31.0 5.4 98.4 55.8 14.2 0 42.2 4.2 0 0",
+    "LMM | 99": "99.8 98.4 98.2 96.2 100 99.8 93.4 80.2 90.4 89.4 85.8 80.6",
+    "MAC | 99": "99.2 98.8 99.0 98.4 99.6 98.2 97.6 97.4 98.2 98.2 95.6 95.2",
+    "MAG | 99": "99.4 98.0 97.4 97.4 99.2 98.8 97.2 98.6 98.0 98.0 90.2 88.2",
+    "MAL | 98": "98.8 98.6 98.8 97.8 99.8 98.1 96.8 96.4 98.0 97.4 92.0 90.4",
+    "LMM | 27": "27.01 47.83 92.68",
+    "linear memory": "28.49 46.97 85.34",
+    "no momentum": "28.98 45.49 87.12",
+    "no decay": "29.04 45.11 85.60",
+    "base → singular-value": "75.89 79.15 77.18 64.65 66.67 67.68 88.59 89.56",
+    "the first pass takes": "13 19 47",
+    "TTT-Linear is ahead": "8 16",
+    "the dual form": "5",
+    "Mamba's loss": "16",
+    "contexts beyond": "2",
+    "Mamba's scan": "20 40 2",
+    "Mamba has": "4 5",
+    "state-space duality is": "2 8",
+    "state-space duality crosses": "2 6 16",
+    "Titans does not": "2510.09551",
+}
+
+
+def rows(text: str) -> dict[str, str]:
+    """claim -> what was measured."""
+    lines = text.split("## Published tables")[0].splitlines()
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return {row[0]: row[-1] for row in cells[1:]}
+
+
+def published(text: str, title: str) -> dict[str, list[str]]:
+    """name of a row of a published table -> its cells, those of the head under ""."""
+    (part,) = (part for part in text.split("\n### ") if part.startswith(title))
+    head, _, *cells = ([c.strip() for c in ln.split("|")[1:-1]] for ln in part.splitlines() if ln[:1] == "|")
+    return {"": head[1:], **{row[0]: row[1:] for row in cells}}
+
+
+@pytest.fixture(scope="module")
+def text(builder: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = builder.write_experiment(tmp_path_factory.mktemp("claims"))
+    assert main([str(folder), "--output", str(folder / "page" / "claims.md")]) == 0
+    return (folder / "page" / "claims.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def table(text: str) -> dict[str, str]:
+    return rows(text)
+
+
+def of(table: dict[str, str], start: str) -> str:
+    (found,) = (value for claim, value in table.items() if claim.startswith(start))
+    return found
+
+
+def test_every_claim_has_a_row(table: dict[str, str]) -> None:
+    assert list(table) == [claim.says for claim in CLAIMS]
+
+
+@pytest.mark.parametrize("start", list(FIGURES))
+def test_every_published_figure_is_quoted(start: str, text: str) -> None:
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {start}"))
+    is_table = row in text.split("## Published tables")[1]
+    quoted = row if is_table else " | ".join(row.split(" | ")[:3])
+    numbers = re.findall(r"(?<![\w.-])\d+(?:\.\d+)?", quoted)
+    for figure in FIGURES[start].split():
+        assert figure in numbers
+        numbers.remove(figure)
+
+
+def test_every_figure_says_where_it_is_from_and_at_what_scale(text: str) -> None:
+    for claim in CLAIMS:
+        assert claim.paper.startswith("arXiv ") and claim.scale
+        assert (claim.measure is None) == claim.ours.startswith("none: ")
+    for table in TABLES:
+        assert f"Source: {table.paper}. Its scale: {table.scale}. Our counterpart: {table.ours}." in text
+        assert {len(cells) for _, _, cells in table.rows} == {len(table.columns) - 1}
+        assert bool(table.measures) != table.ours.startswith("none: ")
+
+
+def test_what_the_records_hold_is_there(table: dict[str, str], builder: ModuleType) -> None:
+    def median(arch: str) -> float:
+        found = [
+            p.metrics["median_ms"]
+            for p in builder.latency_points(arch, run_id="x")
+            if p.cell == {"phase": "prefill", "context_tokens": 4096, "batch_size": 1}
+        ]
+        return found[0]
+
+    ratio = median("transformer") / median("ttt_linear")
+    assert f"{ratio:.2f} times as fast at 4,096 tokens" in of(table, "TTT-Linear is ahead")
+    assert "tiny: ahead from" in of(table, "TTT-Linear is ahead")
+    bits = builder.bits_per_byte("ttt_mlp", 4096)
+    assert f"ttt_mlp {bits:.3f} bits a byte at 4,096 tokens" in of(table, "TTT-MLP overtakes")
+    assert "decode at 4,096 tokens, batch 4" in of(table, "Mamba has 4 to 5")
+    assert "67% at 256 tokens" in of(table, "the first pass takes")  # 0.4 of the whole, over the rest
+    assert of(table, "contexts beyond 2M") == "tiny: 4,096 tokens"
+
+
+def test_what_they_lack_is_not_measured(table: dict[str, str]) -> None:
+    for start in ("the dual form", "base → singular-value experts", "Mamba's loss stops"):
+        assert of(table, start) == NOT_MEASURED
+
+
+def test_our_columns_stand_beside_the_published_tables(text: str, builder: ModuleType) -> None:
+    language = published(text, "Titans and its baselines")
+    assert language[""][-1] == "tiny: bits a byte at 4,096 tokens"
+    assert language["MAG"][-1] == f"{builder.bits_per_byte('titans_mag', 4096):.3f}"
+    assert language["Mamba-2"][:3] == ["–"] * 3
+    needles = published(text, "A needle in a haystack")
+    assert needles[""][-1] == "tiny: our needle, %, at 256 / 512 / 1,024 / 2,048 / 4,096 tokens"
+    found = [
+        [
+            builder.needle_point("titans_mac", context, depth, run_id="x").metrics["accuracy"]
+            for depth in builder.DEPTHS
+        ]
+        for context in builder.CONTEXTS
+    ]
+    assert needles["MAC"][-1] == " / ".join(f"{100 * sum(some) / len(some):.0f}" for some in found)
+    parts = published(text, "Titans' memory with one component less")
+    assert parts["LMM"][-1] == needles["LMM"][-1] and parts["no decay"][-2:] == [NOT_MEASURED] * 2
+    assert len(published(text, "What makes TTT-Linear")["+ learned eta"]) == 1
+
+
+def test_tables_without_records_of_ours_are_not_measured(
+    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = builder.write_experiment(
+        tmp_path, archs=("mamba2",), change=lambda p: p if p.task == "latency" else None
+    )
+    assert main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert published(out, "Titans and its baselines")[""][-1] == "bits a byte"
+    assert published(out, "A needle in a haystack")["Mamba-2"][-1] == NOT_MEASURED
+
+
+def test_prefill_is_shown_at_every_batch_and_lacks_the_papers(table: dict[str, str]) -> None:
+    shown = of(table, "TTT-Linear is ahead")
+    assert "(batch 1); ahead from" in shown and shown.endswith("(batch 4); batch 16 not measured")
+    assert "batch 16" not in of(table, "state-space duality crosses")
+
+
+def test_prefill_at_the_papers_batch(
+    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(point: Point) -> Point:
+        is_larger = point.cell.get("batch_size") == 4
+        return replace(point, cell={**point.cell, "batch_size": 16}) if is_larger else point
+
+    folder = builder.write_experiment(tmp_path, archs=("transformer", "ttt_linear"), change=change)
+    assert main([str(folder)]) == 0
+    shown = of(rows(capsys.readouterr().out), "TTT-Linear is ahead")
+    assert shown.endswith("(batch 16)") and "not measured" not in shown
+
+
+def test_gains_of_experts_stand_beside_the_papers(
+    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = builder.write_experiment(tmp_path, archs=("transformer_squared",))
+    for name, accuracy in (("base", 0.5), ("expert", 0.5625), ("lora", 0.53)):
+        cell, metrics = {"domain": "stdlib", "adaptation": name}, {"accuracy": accuracy}
+        path = folder / "records" / "transformer_squared-tiny-seed0.jsonl"
+        run_id = "run-transformer_squared-0"
+        append(path, builder.point("transformer_squared", "adaptation", cell, run_id=run_id, metrics=metrics))
+    assert main([str(folder)]) == 0
+    gains = of(rows(capsys.readouterr().out), "base → singular-value experts")
+    assert gains == "tiny: stdlib 50.0 → 56.2% (53.0%)"
+
+
+def test_lines_of_kernels_stand_beside_their_claim(
+    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = builder.write_experiment(tmp_path, archs=("mamba",))
+    results = [
+        {"line": "layer_prefill_b16_8192", "status": "ok", "speed": 1.25},
+        {"line": "layer_prefill_b16_32768", "status": "oom", "speed": None},
+        {"line": "ssd_forward", "status": "ok", "speed": 3.0},
+    ]
+    printed = tmp_path / "kernels.txt"
+    printed.write_text(f"a table\n{json.dumps({'results': results})}\n", encoding="utf-8")
+    assert main([str(folder), "--kernels", str(printed)]) == 0
+    assert of(rows(capsys.readouterr().out), "TTT-Linear is ahead") == (
+        "layer_prefill_b16_8192: 1.25 times as fast; layer_prefill_b16_32768: oom"
+    )
+    for content in ("", "a table\n", "[]", '{"results": [{}]}'):
+        printed.write_text(content, encoding="utf-8")
+        assert main([str(folder), "--kernels", str(printed)]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert "does not end in the JSON line that harness.peers.kernels prints" in error
+    assert main([str(folder), "--kernels", str(tmp_path / "nowhere")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_lines_of_kernels_that_claims_name_exist() -> None:
+    assert {name for claim in CLAIMS for name in claim.kernel_lines} <= set(LINES)
+
+
+def test_failures_are_no_measurements(
+    builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(point: Point) -> Point | None:
+        if point.task == "latency" and point.arch == "ttt_linear":
+            return builder.failed(point, "oom", "too large")
+        return point
+
+    folder = builder.write_experiment(tmp_path, archs=("transformer", "ttt_linear"), change=change)
+    assert main([str(folder)]) == 0
+    assert of(rows(capsys.readouterr().out), "TTT-Linear is ahead") == NOT_MEASURED
+
+
+def test_no_records_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and "holds no record file" in error

@@ -1,0 +1,175 @@
+"""The ranking, on the page and in the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from harness.record.schema import Point
+from reports.draw.table import ranking_table
+from reports.page.terminal import ranking_text
+from reports.results.load import load
+from reports.results.ranking import make_ranking
+from reports.sections.summary import findings
+
+ARCHS = ("transformer", "mamba", "hybrid")
+
+
+def names(folder: Path) -> list[str]:
+    return [row.series.arch for row in make_ranking(load([folder])).rows]
+
+
+def test_bits_per_byte_at_the_longest_context_decides(builder: ModuleType, tmp_path: Path) -> None:
+    builder.write_experiment(tmp_path, archs=ARCHS)
+    ranking = make_ranking(load([tmp_path]))
+    by_bits = sorted(ARCHS, key=lambda arch: builder.bits_per_byte(arch, 4096))
+    assert [row.series.arch for row in ranking.rows] == by_bits == ["mamba", "hybrid", "transformer"]
+    assert ranking.context_tokens == 4096
+    assert [row.behind is None for row in ranking.rows] == [True, False, False]
+    assert ranking.rows[1].behind is not None and ranking.rows[1].behind[0] > 0
+
+
+def test_models_are_paired_on_the_same_data_alone(builder: ModuleType, tmp_path: Path) -> None:
+    builder.write_experiment(tmp_path, archs=("mamba", "hybrid"))
+    builder.write_experiment(tmp_path, archs=("transformer",), tag="b", data_hash="other documents")
+    rows = {row.series.arch: row for row in make_ranking(load([tmp_path])).rows}
+    assert rows["hybrid"].behind is not None
+    assert rows["transformer"].numbers["bits_per_byte"] is not None and rows["transformer"].behind is None
+
+
+def test_who_failed_there_comes_last_and_is_named(builder: ModuleType, tmp_path: Path) -> None:
+    def change(point: Point) -> Point:
+        is_hit = point.task == "perplexity" and point.arch == "mamba" and point.cell["context_tokens"] == 4096
+        return builder.failed(point, "oom", "no room") if is_hit else point
+
+    builder.write_experiment(tmp_path, archs=ARCHS, change=change)
+    ranking = make_ranking(load([tmp_path]))
+    assert [row.series.arch for row in ranking.rows] == ["hybrid", "transformer", "mamba"]
+    assert ranking.context_tokens == 4096
+    cells = ranking_table(ranking).rows[-1]
+    assert cells[0].text == "–" and cells[3].text == "out of memory"
+
+
+def test_times_are_read_at_the_longest_context_that_all_have(builder: ModuleType, tmp_path: Path) -> None:
+    def change(point: Point) -> Point:
+        cell = point.cell
+        is_hit = point.task == "latency" and point.arch == "hybrid" and cell["context_tokens"] > 1024
+        return builder.failed(point, "timeout", "slow") if is_hit and cell["phase"] == "decode" else point
+
+    builder.write_experiment(tmp_path, archs=ARCHS, change=change)
+    ranking = make_ranking(load([tmp_path]))
+    assert ranking.phase_context_tokens == {"prefill": 4096, "decode": 1024}
+    assert ranking.batch_size == 1
+    for row in ranking.rows:
+        expected = {
+            point.cell["phase"]: point.metrics["median_ms"]
+            for point in builder.latency_points(row.series.arch, run_id="x")
+            if point.cell["batch_size"] == 1
+            and point.cell["context_tokens"] == ranking.phase_context_tokens[point.cell["phase"]]
+        }
+        assert (row.numbers["prefill_ms"], row.numbers["decode_ms"]) == pytest.approx(
+            (expected["prefill"], expected["decode"])
+        )
+        assert row.numbers["state_bytes"] == builder.state_bytes(row.series.arch, 1024)
+
+
+def test_needles_are_split_at_the_trained_lengths(builder: ModuleType, tmp_path: Path) -> None:
+    builder.write_experiment(tmp_path, archs=ARCHS)
+    for row in make_ranking(load([tmp_path])).rows:
+        assert row.needle_trained is not None and row.needle_beyond is not None
+        assert (row.needle_trained.num_cells, row.needle_beyond.num_cells) == (10, 15)
+        assert row.needle_trained.accuracy > row.needle_beyond.accuracy
+
+
+def test_the_best_of_each_column_is_marked_but_no_incomplete_accuracy(
+    builder: ModuleType, tmp_path: Path
+) -> None:
+    def change(point: Point) -> Point:
+        is_hit = point.task == "needle" and point.arch == "mamba" and point.cell["context_tokens"] == 4096
+        return builder.failed(point, "oom", "no room") if is_hit else point
+
+    builder.write_experiment(tmp_path, archs=ARCHS, change=change)
+    table = ranking_table(make_ranking(load([tmp_path])))
+    best = {row[1].text: [cell.is_best for cell in row] for row in table.rows}
+    beyond = {row[1].text: row[6] for row in table.rows}
+    assert best["Mamba"][3] and not best["Hybrid"][3]
+    assert beyond["Mamba"].note.endswith("10 of 15 cells")
+    assert not beyond["Mamba"].is_best and beyond["Hybrid"].is_best
+    assert best["Mamba"][9] and not best["Transformer"][9]
+
+
+def test_without_latency_the_predicted_state_is_shown_as_such(builder: ModuleType, tmp_path: Path) -> None:
+    builder.write_experiment(
+        tmp_path, archs=ARCHS, change=lambda point: None if point.task == "latency" else point
+    )
+    ranking = make_ranking(load([tmp_path]))
+    assert not ranking.is_state_measured and ranking.state_context_tokens == 4096
+    assert {row.series.arch: row.numbers["state_bytes"] for row in ranking.rows} == {
+        arch: builder.state_bytes(arch, 4096) for arch in ARCHS
+    }
+    assert "predicted at 4,096 tokens" in [column.unit for column in ranking_table(ranking).columns]
+
+
+def test_the_terminal_shows_the_same_order_within_its_width(builder: ModuleType, tmp_path: Path) -> None:
+    def change(point: Point) -> Point:
+        is_hit = point.task in ("train", "perplexity", "needle") and point.arch == "titans_mal"
+        return builder.failed(point, "diverged", "not finite") if is_hit else point
+
+    builder.write_experiment(tmp_path, change=change)
+    text = ranking_text(tmp_path)
+    lines = text.splitlines()
+    labels = [row.series.label for row in make_ranking(load([tmp_path])).rows]
+    assert max(len(line) for line in lines) <= 100
+    assert len(lines) == 2 + 13 + 2
+    for label, line in zip(labels, lines[2:], strict=False):
+        assert label in line
+    assert "diverged" in lines[14] and "31 cells" in lines[-1]
+
+
+def test_a_long_name_is_cut_and_not_the_numbers(builder: ModuleType, tmp_path: Path) -> None:
+    config = {"arch": {"name": "mamba", "display_name": "M" * 120, "colour": "#123456"}}
+    builder.write_experiment(tmp_path, archs=("mamba",), config=config)
+    line = ranking_text(tmp_path).splitlines()[2]
+    assert len(line) <= 100 and "…" in line and line.endswith("KiB")
+
+
+def test_one_architecture_with_training_alone_is_a_ranking(builder: ModuleType, tmp_path: Path) -> None:
+    builder.write_experiment(
+        tmp_path, archs=("mamba",), change=lambda point: point if point.task == "train" else None
+    )
+    assert names(tmp_path) == ["mamba"]
+    assert "Mamba" in ranking_text(tmp_path)
+
+
+def test_points_of_another_seed_do_not_change_the_order_silently(builder: ModuleType, tmp_path: Path) -> None:
+    def change(point: Point) -> Point:
+        if point.task == "perplexity" and point.seed == 1 and point.arch == "mamba":
+            return replace(point, metrics={**point.metrics, "bits_per_byte": 9.0})
+        return point
+
+    builder.write_experiment(tmp_path, archs=ARCHS, seeds=(0, 1), change=change)
+    last = make_ranking(load([tmp_path])).rows[-1]
+    assert last.series.arch == "mamba" and last.num_seeds == 2
+    assert last.numbers["bits_per_byte_sd"] is not None and last.numbers["bits_per_byte_sd"] > 4
+
+
+def test_nobody_is_the_best_at_what_nobody_can(builder: ModuleType, tmp_path: Path) -> None:
+    def change(point: Point) -> Point:
+        if point.task != "needle" or point.metrics["is_trained_length"]:
+            return point
+        return replace(
+            point,
+            metrics={**point.metrics, "accuracy": 0.0},
+            samples={**point.samples, "is_correct": [0] * 20},
+        )
+
+    for folder, changed, expected in (
+        ("some", lambda point: point, "Mamba, "),
+        ("none", change, "none recalls any."),
+    ):
+        builder.write_experiment(tmp_path / folder, archs=ARCHS, change=changed)
+        results = load([tmp_path / folder])
+        assert dict(findings(results, make_ranking(results)))["Needle, beyond"].startswith(expected)
