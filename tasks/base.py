@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from archs.base import SequenceModel
+from harness.record.metrics import Metric
 from tasks.data.corpus import Corpus
 from tasks.data.tokenizers import Tokenizer
 
@@ -41,14 +43,25 @@ class TaskInputs:
     trained_lengths_tokens: tuple[int, ...] = ()
 
 
-class Task(ABC):
-    """A grid of cells, measured one at a time, so that a sweep that is stopped keeps the others."""
+class CellGrid(ABC):
+    """What every task has: a name, the metrics of its points, and a grid of cells.
 
-    name: str
+    METRICS:       what its points' numbers are; a number that is not declared is refused when it is written.
+    CELL_SETTINGS: the constructor's arguments that only choose which cells there are. A cell's number does not
+                   depend on them, so they are no part of its identity.
+    """
+
+    name: ClassVar[str]
+    METRICS: ClassVar[tuple[Metric, ...]]
+    CELL_SETTINGS: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def cells(self) -> list[dict[str, Any]]:
         """The coordinates of every cell, as JSON values, in the order they are measured."""
+
+
+class Task(CellGrid):
+    """Measures one model at a time, cell by cell, so that a sweep that is stopped keeps the others."""
 
     @abstractmethod
     def prepare(self, inputs: TaskInputs) -> None:
@@ -59,6 +72,26 @@ class Task(ABC):
     @abstractmethod
     def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
         """Measures one cell. The same model, inputs and cell give the same measurement."""
+
+
+#: What a model's turns come to: a measurement, or a status of harness.record and the reason.
+Outcome = Measurement | tuple[str, str]
+
+
+class TimingTask(CellGrid):
+    """Times several models in turn, so that a drifting machine is fair to all."""
+
+    @abstractmethod
+    def measure_in_turn(
+        self,
+        models: Mapping[str, SequenceModel],
+        cell: dict[str, Any],
+        device: torch.device,
+        on_turn: Callable[[str], None],
+    ) -> Iterator[tuple[str, Outcome]]:
+        """Measures one cell for all models, by name, and yields each one's outcome.
+
+        on_turn: is called with a model's name before its turn, so that a crash can be put down to it."""
 
 
 def require_positive(path: str, **values: int) -> None:

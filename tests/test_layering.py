@@ -20,6 +20,7 @@ ALLOWED = {
     "tasks": {
         "archs.base",
         "archs.decode_graph",
+        "harness.record.metrics",
         "harness.record.schema",
         "harness.measure.memory",
         "harness.record.outcomes",
@@ -32,7 +33,12 @@ ALLOWED = {
         "tasks.base",
         *(f"archs.transformer_squared.{name}" for name in ("dispatch_training", "policies", "training")),
     },
-    "reports": {"harness.record.schema", "harness.measure.statistics"},
+    "reports": {
+        "harness.record.metrics",
+        "harness.record.metrics_of_version_1",
+        "harness.record.schema",
+        "harness.measure.statistics",
+    },
 }
 #: The command line renders its report at the end.
 EXCEPTIONS = {("harness/__main__.py", "reports.page.html"), ("harness/__main__.py", "reports.page.terminal")}

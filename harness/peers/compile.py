@@ -6,8 +6,9 @@ experiments do it; Transformer² is left out, whose kernels are its base's. Besi
 that `harness.peers.kernels` times, unless architectures or a size are named. Each launch of a kernel of ours
 is compiled for the card instead of run, so that arguments and types are those of real launches and nobody
 writes them by hand. Of each model that is one batch and one length: what Triton compiles anew for another
-grid or for an argument of 1 is not among them. A line a binary, under the first call that needs it: registers a thread,
-bytes of spills (stores and loads), bytes of shared memory. Exit status 1 where one does not compile or needs
+grid or for an argument of 1 is not among them. A line a binary, under the first call that needs it:
+registers a thread, bytes of spills (stores and loads), bytes of shared memory. Exit status 1 where one does
+not compile or needs
 more shared memory than a block has, or a model ends in an error, else 0. Compiling everything takes ten
 minutes or more; Triton's cache makes the second time quick.
 

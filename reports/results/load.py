@@ -21,6 +21,8 @@ from typing import Any, TypeGuard
 
 import pandas as pd
 
+from harness.record.metrics import Metric
+from harness.record.metrics_of_version_1 import METRICS
 from harness.record.schema import Header, Point, RecordError, content_hash, read
 from reports.results.series import Series, make_series
 
@@ -57,6 +59,10 @@ class Results:
     damaged_lines: list[str] = field(default_factory=list)
     num_superseded: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
+
+    def metrics(self, task: str) -> tuple[Metric, ...]:
+        """What the task declares of its numbers, as the newest header that names it says."""
+        return METRICS.get(task, ())
 
     def of(self, task: str) -> list[Point]:
         """All shown points of a task, whatever their status."""
