@@ -47,8 +47,8 @@ class CellGrid(ABC):
     """What every task has: a name, the metrics of its points, and a grid of cells.
 
     METRICS:       what its points' numbers are; a number that is not declared is refused when it is written.
-    CELL_SETTINGS: the constructor's arguments that only choose which cells there are. A cell's number does not
-                   depend on them, so they are no part of its identity.
+    CELL_SETTINGS: the constructor's arguments that only choose which cells there are. A cell's number does
+                   not depend on them, so they are no part of its identity.
     """
 
     name: ClassVar[str]
