@@ -26,7 +26,9 @@ class Metric:
     direction:  which is better; "neither" for counts, conditions and ends of intervals.
     kind:       quality (what a model gets right), cost (time, memory, FLOPs) or training.
     low, high:  names of the metrics that hold the ends of its interval, where it has one.
-    tolerance:  how much worse it may get before `make regress` fails, in its unit; None: it is not compared.
+    tolerance:  how much worse it may get before `make regress` fails, in its unit; 0: it must stay equal;
+                None: it is not compared.
+    is_compared_on_mean: compare its mean over the task's cells instead of every cell, where one is too noisy.
     is_headline: whether it stands for the task in a summary; the first one of a task is shown in rankings.
     """
 
@@ -38,6 +40,7 @@ class Metric:
     low: str | None = None
     high: str | None = None
     tolerance: float | None = None
+    is_compared_on_mean: bool = False
     is_headline: bool = False
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ def _metric(
     *,
     interval: bool = False,
     tolerance: float | None = None,
+    is_compared_on_mean: bool = False,
     is_headline: bool = False,
 ) -> Metric:
     low, high = (f"{name}_low", f"{name}_high") if interval else (None, None)
@@ -29,6 +30,7 @@ def _metric(
         low=low,
         high=high,
         tolerance=tolerance,
+        is_compared_on_mean=is_compared_on_mean,
         is_headline=is_headline,
     )
 
@@ -81,7 +83,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         _metric("mixture_loss_nats", "loss on the mixture", "nats", "lower", "training", is_headline=True),
         _metric("validation_loss_nats", "loss on text", "nats", "lower", "training"),
     ),
-    "cost": (_metric("num_parameters", "parameters", kind="cost", is_headline=True),),
+    "cost": (
+        _metric("num_parameters", "parameters", kind="cost", tolerance=0, is_headline=True),
+        # The following stand in the point's details, by context.
+        _metric("state_bytes", "state", "bytes", "lower", "cost", tolerance=0),
+        _metric("prefill_flops_per_token", "prefill", "FLOPs/token", "lower", "cost", tolerance=0),
+        _metric("decode_flops_per_token", "decode", "FLOPs/token", "lower", "cost", tolerance=0),
+        _metric("dispatch_flops_per_token", "dispatch", "FLOPs/token", "lower", "cost", tolerance=0),
+    ),
     "calibration": (_metric("matmul_ms", "matrix product", "ms", "lower", "cost"),),
     "perplexity": (
         _metric(
@@ -104,7 +113,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         _metric("accuracy_low", "low end of accuracy", "share"),
         _metric("accuracy_high", "high end of accuracy", "share"),
         _metric("num_examples", "examples"),
-        _metric("answer_log_probability_nats", "log-probability", "nats", "higher", tolerance=0.3),
+        _metric(
+            "answer_log_probability_nats",
+            "log-probability",
+            "nats",
+            "higher",
+            tolerance=0.3,
+            is_compared_on_mean=True,
+        ),
         _metric("chance_accuracy", "chance", "share"),
         _metric("achieved_depth_tokens", "depth reached", "tokens"),
         _metric("is_trained_length", "trained length"),

@@ -1,40 +1,36 @@
-"""What a regression check compares: a measured folder boiled down to one JSON value.
+"""Condense a measured folder to the numbers that a regression check compares, and keep them as JSON.
 
-An architecture's entry holds
-    exact:    numbers that a change of code alone can change (parameters, state bytes, FLOPs);
-    quality:  numbers with a tolerance, lower or higher being better;
-    time:     times as ratios to the calibration, for information;
+Which numbers these are follows from the tasks' declarations (`harness.record.metrics.Metric`). The entry of
+an architecture holds
+    exact:    metrics whose tolerance is 0, which only a change of code can change (parameters, state, FLOPs);
+    quality:  metrics with a larger tolerance, of every cell or as the mean over the cells;
+    time:     headline times and training times, divided by the time of the calibration; for information;
     cells:    the status of every cell.
+A number is named by its task, its metric and its cell: "perplexity.bits_per_byte at context_tokens=512".
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from harness.record.metrics import Metric
 from harness.record.schema import Point, content_hash
+from reports.regression.baseline_of_version_1 import migrate
 from reports.results.load import ReportError, Results, is_number
 
-BASELINE_SCHEMA_VERSION = 1
-
-#: The quality measures: how much worse each may get. Wide enough for another processor's rounding in
-#: a short training run, far narrower than a bug. A baseline states its own, which rule.
-DEFAULT_TOLERANCES = {
-    "final_validation_bits_per_byte": 0.05,
-    "bits_per_byte": 0.05,
-    "answer_log_probability_nats": 0.3,
-}
-#: The measures among them of which more is better.
-HIGHER_IS_BETTER = frozenset({"answer_log_probability_nats"})
+BASELINE_SCHEMA_VERSION = 2
+#: Unit of a time -> milliseconds.
+MS_PER = {"ms": 1.0, "s": 1000.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One architecture of one size and seed; see the module."""
+    """The numbers of one architecture of one size and seed; see the module."""
 
     exact: dict[str, float] = field(default_factory=dict)
     quality: dict[str, float] = field(default_factory=dict)
@@ -44,19 +40,29 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """All entries, by "arch size seed", and how much worse each quality measure may get."""
+    """All entries, and how much worse each quality may get.
+
+    entries:    by "arch size seed N".
+    tolerances: by "task.metric", in the metric's unit.
+    """
 
     entries: dict[str, Entry]
     tolerances: dict[str, float]
 
 
 def measure_of(name: str) -> str:
-    """The measure behind a quality's name: bits_per_byte of "bits_per_byte at 512"."""
+    """Return "task.metric" of a number's name: without its cell."""
     return name.split(" at ")[0]
 
 
+def declared_metrics(results: Results) -> dict[str, Metric]:
+    """Return what the tasks that were measured declare, by "task.metric"."""
+    tasks = dict.fromkeys(point.task for point in results.points)
+    return {f"{task}.{metric.name}": metric for task in tasks for metric in results.metrics(task)}
+
+
 def condense(results: Results) -> Baseline:
-    """A measured folder as a baseline with the default tolerances."""
+    """Return a measured folder as a baseline with the tolerances that the tasks declare."""
     calibration = [p.metrics.get("matmul_ms") for p in results.ok("calibration")]
     known = [float(value) for value in calibration if value is not None and is_number(value) and value > 0]
     groups: dict[str, list[Point]] = {}
@@ -64,72 +70,73 @@ def condense(results: Results) -> Baseline:
         if point.arch:
             groups.setdefault(f"{point.arch} {point.size} seed {point.seed}", []).append(point)
     return Baseline(
-        entries={key: _entry(groups[key], mean(known) if known else None) for key in sorted(groups)},
-        tolerances=dict(DEFAULT_TOLERANCES),
+        entries={key: _entry(groups[key], results, mean(known) if known else None) for key in sorted(groups)},
+        tolerances={
+            measure: metric.tolerance
+            for measure, metric in declared_metrics(results).items()
+            if metric.tolerance
+        },
     )
 
 
-def _entry(points: list[Point], calibration_ms: float | None) -> Entry:
-    entry = Entry(cells={_cell_name(point): point.status for point in points})
-    needle: list[float] = []
+def _entry(points: list[Point], results: Results, calibration_ms: float | None) -> Entry:
+    entry = Entry(cells={cell_name(point.task, point.cell): point.status for point in points})
+    over_cells: dict[str, list[float]] = {}
     for point in points:
         if point.status != "ok":
             continue
-        if point.task == "cost":
-            entry.exact.update(_exact(point))
-        elif point.task == "train":
-            _put(entry.quality, "final_validation_bits_per_byte", point, "final_validation_bits_per_byte")
-            seconds = point.metrics.get("train_seconds")
-            time_ms = 1000 * seconds if seconds is not None and is_number(seconds) else None
-            _put_ratio(entry.time, "training", time_ms, calibration_ms)
-        elif point.task == "perplexity":
-            name = f"bits_per_byte at {point.cell.get('context_tokens')}"
-            _put(entry.quality, name, point, "bits_per_byte")
-        elif point.task == "needle":
-            value = point.metrics.get("answer_log_probability_nats")
-            needle += [float(value)] if value is not None and is_number(value) else []
-        elif point.task == "latency":
-            _put_ratio(entry.time, _cell_name(point), point.metrics.get("median_ms"), calibration_ms)
-    if needle:
-        entry.quality["answer_log_probability_nats"] = mean(needle)
+        for metric in results.metrics(point.task):
+            measure = f"{point.task}.{metric.name}"
+            for cell, value in _values(point, metric):
+                name = f"{measure} at {cell}" if cell else measure
+                if metric.tolerance == 0:
+                    entry.exact[name] = value
+                elif metric.tolerance is not None and metric.is_compared_on_mean:
+                    over_cells.setdefault(measure, []).append(value)
+                elif metric.tolerance is not None:
+                    entry.quality[name] = value
+                elif _is_compared_time(metric) and calibration_ms:
+                    entry.time[name] = value * MS_PER[metric.unit] / calibration_ms
+    entry.quality.update({measure: mean(values) for measure, values in over_cells.items()})
     return entry
 
 
-def _exact(point: Point) -> dict[str, float]:
-    found: dict[str, float] = {}
-    _put(found, "num_parameters", point, "num_parameters")
-    for name in ("state_bytes", "prefill_flops_per_token", "decode_flops_per_token"):
-        values = point.details.get(name)
-        for context, value in values.items() if isinstance(values, dict) else ():
-            if is_number(value):
-                found[f"{name} at {context}"] = value
-    return found
+def _values(point: Point, metric: Metric) -> Iterator[tuple[str, float]]:
+    """Yield a point's numbers of a metric, each with its cell.
 
-
-def _put(target: dict[str, float], name: str, point: Point, metric: str) -> None:
-    """Copies a metric where it is a number."""
-    value = point.metrics.get(metric)
+    There is one, or one per context where the details hold a table of them, as those of a cost card do."""
+    value = point.metrics.get(metric.name)
     if value is not None and is_number(value):
-        target[name] = value
+        yield cell_text(point.cell), value
+    by_context = point.details.get(metric.name)
+    for context, number in by_context.items() if isinstance(by_context, dict) else ():
+        if is_number(number):
+            yield cell_text({**point.cell, "context_tokens": context}), number
 
 
-def _put_ratio(
-    target: dict[str, float], name: str, time_ms: float | None, calibration_ms: float | None
-) -> None:
-    """A time over the calibration's, where both are known."""
-    if time_ms is not None and is_number(time_ms) and calibration_ms:
-        target[name] = time_ms / calibration_ms
+def _is_compared_time(metric: Metric) -> bool:
+    return (
+        metric.unit in MS_PER
+        and metric.direction == "lower"
+        and (metric.is_headline or metric.kind == "training")
+    )
 
 
-def _cell_name(point: Point) -> str:
-    cell = ", ".join(f"{name}={value}" for name, value in sorted(point.cell.items()))
-    return f"{point.task} {cell}".strip()
+def cell_text(cell: Mapping[str, Any]) -> str:
+    """Return a cell's coordinates as text, in the order of their names."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(cell.items()))
+
+
+def cell_name(task: str, cell: Mapping[str, Any]) -> str:
+    """Return the name of a cell among all cells of an architecture."""
+    return f"{task} {cell_text(cell)}".strip()
 
 
 def write_baseline(path: Path, baseline: Baseline) -> None:
-    """Writes a baseline, readable line by line in a review. Raises ReportError if it cannot, or if
-    the baseline holds no measurement."""
-    if not any(_numbers(entry) for entry in baseline.entries.values()):
+    """Write a baseline, one number per line so that a review can read its changes.
+
+    Raises ReportError if the file cannot be written, or if the baseline holds no measurement."""
+    if not any(_has_numbers(entry) for entry in baseline.entries.values()):
         raise ReportError("there is no quality and no cost among the results to make a baseline of")
     value = {"schema_version": BASELINE_SCHEMA_VERSION, **asdict(baseline)}
     value["content_hash"] = content_hash(value["entries"])
@@ -141,7 +148,9 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Raises ReportError where the file is missing, damaged, edited by hand or of another schema."""
+    """Read a baseline of this schema version or an older one.
+
+    Raises ReportError where the file is missing, damaged, edited by hand or of a newer schema."""
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -149,23 +158,34 @@ def read_baseline(path: Path) -> Baseline:
     except ValueError as error:
         raise ReportError(f"the baseline {path} is damaged ({error})") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != BASELINE_SCHEMA_VERSION:
+    if version not in (1, BASELINE_SCHEMA_VERSION):
         raise ReportError(
             f"the baseline {path} has schema version {version}, this program reads {BASELINE_SCHEMA_VERSION}"
         )
     try:
-        entries = {key: Entry(**entry) for key, entry in value["entries"].items()}
-        tolerances = {name: float(value["tolerances"][name]) for name in DEFAULT_TOLERANCES}
         is_whole = value["content_hash"] == content_hash(value["entries"])
+        if version == 1:
+            value = migrate(value)
+        entries = {key: Entry(**entry) for key, entry in value["entries"].items()}
+        tolerances = {str(name): float(number) for name, number in value["tolerances"].items()}
         sections = [section for entry in entries.values() for section in asdict(entry).values()]
+        if not is_whole or not all(isinstance(section, dict) for section in sections):
+            raise ReportError(f"the baseline {path} is damaged (its contents do not match their hash)")
+        without = {
+            measure_of(name) for entry in entries.values() for name in entry.quality
+        } - tolerances.keys()
+        if without:
+            raise ReportError(
+                f"the baseline {path} is damaged (no tolerance of {', '.join(sorted(without))})"
+            )
+    except ReportError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"the baseline {path} is damaged ({type(error).__name__}: {error})") from error
-    if not is_whole or not all(isinstance(section, dict) for section in sections):
-        raise ReportError(f"the baseline {path} is damaged (its contents do not match their hash)")
-    if not entries or not any(_numbers(entry) for entry in entries.values()):
+    if not any(_has_numbers(entry) for entry in entries.values()):
         raise ReportError(f"the baseline {path} holds no measurement")
     return Baseline(entries=entries, tolerances=tolerances)
 
 
-def _numbers(entry: Entry) -> Iterable[float]:
-    return [*entry.exact.values(), *entry.quality.values()]
+def _has_numbers(entry: Entry) -> bool:
+    return bool(entry.exact or entry.quality)

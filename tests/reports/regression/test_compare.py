@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.record.schema import Point
+from harness.record.schema import Point, content_hash
 from reports.regression.compare import main
 
 ARCHS = ("transformer", "mamba")
@@ -127,7 +127,7 @@ def test_another_number_of_parameters_fails_either_way(check: Check, difference:
 @pytest.mark.parametrize("factor", [1 + 1e-9, 0.5])
 def test_another_cost_fails_either_way(check: Check, name: str, factor: float) -> None:
     status, output = check(card(name, factor))
-    assert status == 1 and f"{name} at 4096" in output and "differs" in output
+    assert status == 1 and f"cost.{name} at context_tokens=4096" in output and "differs" in output
 
 
 def test_a_cell_that_fails_now_is_caught(builder: ModuleType, check: Check) -> None:
@@ -223,6 +223,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
         lambda path: path.write_bytes(b"\xff\x00"),
         lambda path: edit(path, lambda value: value.update(schema_version=99)),
         lambda path: edit(path, lambda value: value.pop("tolerances")),
+        lambda path: edit(path, lambda value: value["tolerances"].clear()),
         lambda path: edit(path, lambda value: value["entries"].clear()),
         lambda path: edit(path, lambda value: value["entries"]["mamba tiny seed 0"]["exact"].clear()),
         lambda path: edit(path, lambda value: value["entries"].update({"mamba tiny seed 0": {"odd": {}}})),
@@ -255,12 +256,90 @@ def test_no_records_and_nothing_in_common_are_status_2(
 def test_the_baselines_own_tolerances_rule_and_outlive_a_renewal(
     builder: ModuleType, baseline: Path, tmp_path: Path
 ) -> None:
-    edit(baseline, lambda value: value["tolerances"].update(bits_per_byte=0.001))
+    edit(baseline, lambda value: value["tolerances"].update({"perplexity.bits_per_byte": 0.001}))
     change = metric("perplexity", "bits_per_byte", 0.01)
     folder = builder.write_experiment(
         tmp_path / "now", archs=ARCHS, change=lambda point: change(_before(builder)(point))
     )
     assert main([str(folder), str(baseline)]) == 1
     assert main([str(folder), str(baseline), "--renew"]) == 0
-    assert json.loads(baseline.read_text())["tolerances"]["bits_per_byte"] == 0.001
+    assert json.loads(baseline.read_text())["tolerances"]["perplexity.bits_per_byte"] == 0.001
     assert main([str(folder), str(baseline)]) == 0
+
+
+def test_a_tolerance_that_no_task_declares_is_said_to_be_unused(baseline: Path, check: Check) -> None:
+    edit(baseline, lambda value: value["tolerances"].update(bits_per_byte=0.001))
+    status, output = check(lambda point: point)
+    assert status == 0 and "tolerance of bits_per_byte is not used" in output
+
+
+def version_1(builder: ModuleType) -> dict[str, Any]:
+    """A baseline of Mamba alone as it was written before numbers were named by their task."""
+    needle = [
+        builder.needle_point("mamba", context, depth, run_id="x").metrics["answer_log_probability_nats"]
+        for context in builder.CONTEXTS
+        for depth in builder.DEPTHS
+    ]
+    entry = {
+        "exact": {"num_parameters": 1_000_500, "state_bytes at 4096": builder.state_bytes("mamba", 4096)},
+        "quality": {
+            "final_validation_bits_per_byte": 2.05,
+            "bits_per_byte at 1024": builder.bits_per_byte("mamba", 1024),
+            "answer_log_probability_nats": sum(needle) / len(needle),
+        },
+        "time": {"training": 0.001, "latency batch_size=1, context_tokens=1024, phase=decode": 1000.0},
+        "cells": {"perplexity context_tokens=1024": "ok"},
+    }
+    entries = {"mamba tiny seed 0": entry}
+    tolerances = {
+        "final_validation_bits_per_byte": 0.05,
+        "bits_per_byte": 0.05,
+        "answer_log_probability_nats": 0.3,
+    }
+    return {
+        "schema_version": 1,
+        "entries": entries,
+        "tolerances": tolerances,
+        "content_hash": content_hash(entries),
+    }
+
+
+def test_a_baseline_of_version_1_is_read_and_what_is_new_does_not_fail(
+    builder: ModuleType, baseline: Path, check: Check
+) -> None:
+    baseline.write_text(json.dumps(version_1(builder)))
+    status, output = check(lambda point: point)
+    verdicts = {line.split()[-1] for line in output.splitlines() if line.startswith("mamba")}
+    assert status == 0 and verdicts == {"new", "slower", "faster"}
+    for line in output.splitlines():
+        name = line.removeprefix("mamba tiny seed 0").strip()
+        assert line.endswith("slower") == name.startswith("train.train_seconds")
+        assert line.endswith("faster") == name.startswith("latency.median_ms at batch_size=1, context_tok")
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "difference"),
+    [
+        ("train", "final_validation_bits_per_byte", 0.06),
+        ("perplexity", "bits_per_byte", 0.06),
+        ("needle", "answer_log_probability_nats", -0.31),
+        ("cost", "num_parameters", 1),
+    ],
+)
+def test_a_baseline_of_version_1_guards_what_it_holds(
+    builder: ModuleType, baseline: Path, check: Check, task: str, name: str, difference: float
+) -> None:
+    baseline.write_text(json.dumps(version_1(builder)))
+    status, output = check(metric(task, name, difference))
+    (line,) = [line for line in output.splitlines() if line.endswith(("worse", "differs"))]
+    assert status == 1 and f"{task}.{name}" in line
+
+
+def test_the_tolerances_of_a_baseline_of_version_1_rule(
+    builder: ModuleType, baseline: Path, check: Check
+) -> None:
+    value = version_1(builder)
+    value["tolerances"]["bits_per_byte"] = 0.07
+    baseline.write_text(json.dumps(value))
+    assert check(metric("perplexity", "bits_per_byte", 0.06))[0] == 0
+    assert check(metric("perplexity", "bits_per_byte", 0.08))[0] == 1
