@@ -1,10 +1,11 @@
-"""What papers publish beside what our records hold: `python -m reports.claims FOLDER ... [--output FILE]`.
+"""Set published figures beside our records: `python -m reports.claims FOLDER ... [--output FILE]`.
 
-A page in Markdown. First what papers claim in a sentence, a row a claim: the claim and its source, the scale
-it was made at, and what was measured here at each size, or that it was not. Then the papers' tables, with our
-columns beside theirs. Nothing is judged: the scales differ, and the page says so. `--kernels FILE`, what
-`python -m harness.peers.kernels` printed, adds its lines to the claims that they concern. Below stand times
-against the machine's ceilings (`reports.sections.cost.speed`), where they were measured.
+The page is in Markdown. It begins with the claims that papers make in a sentence, one row per claim: the
+claim, its source, the scale of its experiment, and what was measured here at each size. Then follow the
+papers' tables with our columns beside theirs. Nothing is judged, because the scales differ, and the page
+says so. `--kernels FILE`, the output of `python -m harness.peers.kernels`, adds its comparisons to the
+claims that they concern. The page ends with times beside the machine's limits
+(`reports.sections.cost.speed`), where they were measured.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reports.claims.ledger import CLAIMS, Claim
-from reports.claims.tables import TABLES, PublishedTable
+from reports.claims.ledger import CLAIMS, TABLES, Claim, PublishedTable
 from reports.results.load import ReportError, Results, is_number, load
 from reports.sections.cost.speed import decode_lines, training_lines
 
 NOT_MEASURED = "not measured"
 
-#: Name of a line of `harness.peers.kernels` -> its result.
+#: Name of a comparison of `harness.peers.kernels` -> its result.
 Kernels = Mapping[str, Mapping[str, Any]]
 
 
 def page(results: Results, kernels: Kernels) -> str:
-    """The Markdown page."""
+    """Return the page in Markdown."""
     sizes = sorted({point.size for point in results.points if point.arch})
     lines = [
         "# Published claims beside these records",
@@ -52,10 +52,10 @@ def page(results: Results, kernels: Kernels) -> str:
 
 
 def measured(claim: Claim, results: Results, sizes: Sequence[str], kernels: Kernels) -> str:
-    """Our figures at every size that has them, and of kernels alone, or that there are none."""
+    """Return our figures at every size that has them and those of kernels alone, or that there are none."""
     found = [(size, claim.measure(results, size)) for size in sizes] if claim.measure is not None else []
     shown = [f"{size}: {text}" for size, text in found if text]
-    shown += [f"{name}: {_kernel(kernels[name])}" for name in claim.kernel_lines if name in kernels]
+    shown += [f"{name}: {_kernel(kernels[name])}" for name in claim.kernel_cases if name in kernels]
     return "; ".join(shown) or NOT_MEASURED
 
 
@@ -67,7 +67,7 @@ def _kernel(result: Mapping[str, Any]) -> str:
 
 
 def table_lines(table: PublishedTable, results: Results, sizes: Sequence[str]) -> list[str]:
-    """A published table, with each of our columns at every size that has it."""
+    """Return the lines of a published table, with each of our columns at every size that has it."""
     archs = [arch for _, arch, _ in table.rows if arch is not None]
     columns: list[tuple[str, dict[str, str]]] = []
     for title, measure in table.measures:
@@ -88,15 +88,16 @@ def table_lines(table: PublishedTable, results: Results, sizes: Sequence[str]) -
 
 
 def _rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown and an empty line."""
+    """Return the lines of a table in Markdown, and an empty one."""
     lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     return [*lines, ""]
 
 
 def read_kernels(path: Path) -> Kernels:
-    """The last line of what `harness.peers.kernels` printed. Raises ReportError where that is not its
-    JSON."""
+    """Read the last line of what `harness.peers.kernels` printed.
+
+    Raises ReportError where the line is not its JSON."""
     try:
         text = path.read_text(encoding="utf-8").strip()
         results = json.loads(text.splitlines()[-1])["results"]
@@ -110,7 +111,7 @@ def read_kernels(path: Path) -> Kernels:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the page, to FILE or the terminal; 2 where nothing could be read."""
+    """Write the page to FILE or the terminal; return 2 where nothing could be read."""
     parser = argparse.ArgumentParser(
         prog="python -m reports.claims", description=(__doc__ or "").split("\n")[0]
     )

@@ -1,5 +1,8 @@
-"""Our counterparts of published figures, taken from records: in words for a claim (`Measure`), a column of
-values for a published table (`ColumnMeasure`). Each gives None where the records do not hold it."""
+"""Take our counterparts of published figures from records.
+
+A `Measure` gives a counterpart in words, for a claim; a `ColumnMeasure` gives a column of values, for a
+published table. Both give None where the records do not hold it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,11 @@ Measure = Callable[[Results, str], str | None]
 
 
 class OurColumn(NamedTuple):
-    """What was measured, where, and a value an architecture; one that has none was not measured."""
+    """A column of a table.
+
+    title:  what was measured, and where.
+    values: by architecture; one that is missing was not measured.
+    """
 
     title: str
     values: dict[str, str]
@@ -25,7 +32,7 @@ ColumnMeasure = Callable[[Results, str, Sequence[str]], OurColumn | None]
 
 
 def curve(results: Results, size: str, arch: str, task: str, metric: str, **cell: Any) -> dict[float, float]:
-    """context_tokens -> a metric's mean over everything else that is measured there, where `cell` fits."""
+    """Return a metric by context_tokens: its mean over the points there whose cell agrees with `cell`."""
     values: dict[float, list[float]] = {}
     for point in results.ok(task):
         if (point.arch, point.size) != (arch, size) or any(point.cell.get(k) != v for k, v in cell.items()):
@@ -37,8 +44,9 @@ def curve(results: Results, size: str, arch: str, task: str, metric: str, **cell
 
 
 def ahead_of_the_transformer(arch: str, paper_batch: int | None = None) -> Measure:
-    """Where a prefill takes less time than the Transformer's, at every batch that was measured. Where
-    `paper_batch`, the claim's own, is not among them, the text says so."""
+    """Say from which context on a prefill takes less time than the Transformer's, per batch size.
+
+    paper_batch: the claim's batch size; where it was not measured, the text says so."""
 
     def measure(results: Results, size: str) -> str | None:
         shown = {}
@@ -73,7 +81,7 @@ def _ahead(ours: Curve, reference: Curve) -> str:
 
 
 def speed_ratio(arch: str, other: str, phase: str) -> Measure:
-    """How many times as fast as `other`, at the longest context and the largest batch that both have."""
+    """Say how many times as fast as `other` it is, at the longest context and the largest batch of both."""
 
     def measure(results: Results, size: str) -> str | None:
         for batch in reversed(_batches(results, size)):
@@ -91,7 +99,7 @@ def speed_ratio(arch: str, other: str, phase: str) -> Measure:
 
 
 def bits_at_the_longest(archs: Sequence[str]) -> Measure:
-    """Bits a byte of several architectures at the longest context that all of them have."""
+    """List bits per byte of several architectures at the longest context that all of them have."""
 
     def measure(results: Results, size: str) -> str | None:
         column = bits_column(results, size, archs)
@@ -104,7 +112,7 @@ def bits_at_the_longest(archs: Sequence[str]) -> Measure:
 
 
 def bits_column(results: Results, size: str, archs: Sequence[str]) -> OurColumn | None:
-    """Bits a byte at the longest context that all of the measured ones have."""
+    """Return bits per byte at the longest context that all measured architectures have."""
     curves = {arch: curve(results, size, arch, "perplexity", "bits_per_byte") for arch in archs}
     measured = {arch: values for arch, values in curves.items() if values}
     shared = set.intersection(*(set(values) for values in measured.values())) if measured else set()
@@ -112,11 +120,11 @@ def bits_column(results: Results, size: str, archs: Sequence[str]) -> OurColumn 
         return None
     longest = max(shared)
     values = {arch: f"{values[longest]:.3f}" for arch, values in measured.items()}
-    return OurColumn(f"bits a byte at {longest:,.0f} tokens", values)
+    return OurColumn(f"bits per byte at {longest:,.0f} tokens", values)
 
 
 def needle_column(results: Results, size: str, archs: Sequence[str]) -> OurColumn | None:
-    """Percent of needles found at every length that was measured, mean over depths; – where one has none."""
+    """Return the percentage of needles found at every length, mean over depths; – where none is."""
     curves = {arch: curve(results, size, arch, "needle", "accuracy") for arch in archs}
     contexts = sorted({context for values in curves.values() for context in values})
     if not contexts:
@@ -130,7 +138,7 @@ def needle_column(results: Results, size: str, archs: Sequence[str]) -> OurColum
 
 
 def gain_beyond(archs: Sequence[str], context_tokens: int) -> Measure:
-    """By how much the loss falls from `context_tokens` of context to the longest."""
+    """Say by how much the loss changes from `context_tokens` of context to the longest."""
 
     def measure(results: Results, size: str) -> str | None:
         shown = []
@@ -138,16 +146,15 @@ def gain_beyond(archs: Sequence[str], context_tokens: int) -> Measure:
             values = curve(results, size, arch, "perplexity", "bits_per_byte")
             if values and context_tokens in values and max(values) > context_tokens:
                 longest = max(values)
-                shown.append(
-                    f"{arch} {values[longest] - values[context_tokens]:+.3f} bits a byte to {longest:,.0f}"
-                )
+                change = values[longest] - values[context_tokens]
+                shown.append(f"{arch} {change:+.3f} bits per byte to {longest:,.0f}")
         return ", ".join(shown) or None
 
     return measure
 
 
 def longest_read(arch: str) -> Measure:
-    """The longest context that was read to its end."""
+    """Say how long the longest context is that was read to its end."""
 
     def measure(results: Results, size: str) -> str | None:
         lengths = [
@@ -162,7 +169,7 @@ def longest_read(arch: str) -> Measure:
 
 
 def adaptation_gains(results: Results, size: str) -> str | None:
-    """Exact greedy answers on held-out prompts of each domain: the base, its expert, and LoRA."""
+    """List the share of right greedy answers on held-out prompts of each domain: base → expert (LoRA)."""
     found: dict[str, dict[str, list[float]]] = {}
     for point in results.ok("adaptation"):
         value = point.metrics.get("accuracy")
@@ -180,7 +187,7 @@ def adaptation_gains(results: Results, size: str) -> str | None:
 
 
 def dispatch_share(results: Results, size: str) -> str | None:
-    """The first pass' time over the second's, at the smallest batch."""
+    """List the first pass's time as a share of the second's, at the smallest batch."""
     batch, shares = next(iter(_batches(results, size)), None), []
     for point in results.ok("latency"):
         first, total = point.metrics.get("dispatch_ms"), point.metrics.get("median_ms")
