@@ -1,4 +1,4 @@
-"""FLOPs and bytes of the kernel benchmark's calls, against torch's counter and sums done by hand."""
+"""FLOPs and bytes of the kernel benchmark's calls, against torch's counter and the tensors of real calls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from archs.base import state_tensors
+from archs.ttt import TTTLinear
 from harness.peers.calls import titans_layers
 from harness.peers.operations import KERNELS
 from harness.peers.roofline import (
@@ -50,18 +52,11 @@ def test_products_are_those_that_a_counter_sees() -> None:
         assert seen == pytest.approx(flops, rel=0.02), name
 
 
-def test_flops_are_the_sums_that_the_contract_writes_down() -> None:
-    tokens, heads, f, b, N = 2 * 96, 3, 32, 16, 24
-    width, Q = heads * f, 32
-    by_hand = {
-        "ttt_linear": tokens * heads * (6 * f**2 + 4 * b * f + 6 * f + 2 * b),
-        "ttt_mlp": tokens * heads * (56 * f**2 + 20 * b * f + 30 * f + 4 * b),
-        "ssd": tokens * (2 * Q * (N + width) + 4 * N * width + 3 * Q * heads + 2 * N * width / Q),
-        "attention": 2 * 4 * width * 96 * 97 / 2,
-        "selective_scan": tokens * 9 * 40 * 8,
-    }
-    for name, flops in by_hand.items():
-        assert operation_flops(name, SIZES[name]) == pytest.approx(flops, rel=1e-12), name
+def test_flops_of_what_a_counter_cannot_see() -> None:
+    """A causal attention does half of the products, and a scan has none."""
+    tokens, width = 96, 3 * 32
+    assert operation_flops("attention", SIZES["attention"]) == 2 * 4 * width * tokens * (tokens + 1) / 2
+    assert operation_flops("selective_scan", SIZES["selective_scan"]) == 2 * tokens * 9 * 40 * 8
 
 
 def test_a_training_step_is_three_forward_passes() -> None:
@@ -80,45 +75,44 @@ def test_a_training_step_is_three_forward_passes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_are_inputs_and_outputs_once(dtype: torch.dtype) -> None:
-    size = dtype.itemsize
-    sequence = 2 * 96 * 3 * 32 * size  # q, k, v, x, y and their gradients
-
-    def bytes_of(name: str) -> list[int]:
-        works = [operation_work(name, SIZES[name], dtype, is_training=t) for t in (False, True)]
-        return [work.bytes for work in works]
-
-    assert bytes_of("attention") == [4 * sequence, (4 + 3 + 1 + 3) * sequence]
-
-    step_sizes, once, weights = 2 * 96 * 3 * size, (16 + 2 * 3 * 32) * 4, 2 * 3 * 33 * 32 * 4
-    inputs = 3 * sequence + step_sizes + once + weights
-    outputs = sequence + 2 * weights  # y, the weights after, and the open gradient
-    assert bytes_of("ttt_linear") == [inputs + outputs, 3 * inputs + outputs + sequence]
-
-    maps, steps, state = 2 * (2 * 96 * 24) * size, 2 * 96 * 3 * 4, 2 * 3 * 32 * 24 * 4
-    inputs = sequence + maps + steps + 2 * 3 * 4  # A and D, one a head
-    assert bytes_of("ssd") == [inputs + sequence + state, 3 * inputs + 2 * sequence + state]
-
-    x, maps, steps, state = 2 * 96 * 40 * size, 2 * (2 * 96 * 8) * size, 2 * 96 * 40 * 4, 2 * 40 * 8 * 4
-    inputs = x + maps + steps + (40 * 8 + 40) * 4  # A and D
-    assert bytes_of("selective_scan") == [inputs + x + state, 3 * inputs + 2 * x + state]
+@pytest.mark.parametrize("name", list(SIZES))
+def test_bytes_are_those_of_a_calls_inputs_and_outputs(name: str, dtype: torch.dtype) -> None:
+    kernel, sizes = KERNELS[name], SIZES[name]
+    inputs = kernel.inputs(sizes, CPU, dtype)
+    with torch.no_grad():
+        outputs = kernel.run(inputs, sizes, "reference")
+    read, written = (sum(t.nbytes for t in tensors) for tensors in (inputs, outputs))
+    gradients = read + outputs[0].nbytes  # written for every input, read for y
+    assert operation_work(name, sizes, dtype, is_training=False).bytes == read + written
+    assert operation_work(name, sizes, dtype, is_training=True).bytes == read + written + read + gradients
 
 
-def test_a_layer_has_its_parameters_too() -> None:
+def test_bytes_of_attention_by_hand() -> None:
+    sequence = 2 * 96 * 3 * 32 * 2  # q, k, v and y in bfloat16, and their gradients
+    works = [
+        operation_work("attention", SIZES["attention"], torch.bfloat16, is_training=t) for t in (False, True)
+    ]
+    assert [work.bytes for work in works] == [4 * sequence, (4 + 3 + 1 + 3) * sequence]
+
+
+def test_a_layer_has_its_projections_parameters_and_state_too() -> None:
     sizes = {**SIZES["ttt_linear"], "d_model": 96}
+    layer = TTTLinear(d_model=96, num_heads=3, mini_batch_tokens=16).to(torch.bfloat16)
+    x = torch.randn(2, 96, 96, dtype=torch.bfloat16)
+    with torch.no_grad():
+        y, state = layer.prefill(x, layer.init_state(2, 96))
     work = ttt_layer_work(sizes, torch.bfloat16)
-    inner = operation_flops("ttt_linear", sizes)
+    assert work.bytes == sum(t.nbytes for t in (x, y, *layer.parameters(), *state_tensors(state)))
     around = 2 * 96 * (8 * 96**2 + 2 * 96 * 3 + 2 * 2 * 4 * 96)  # projections, step size, convolutions
-    assert work.flops == pytest.approx(inner + around, rel=1e-12)
-    parameters = 4 * 96**2 + 96 * 3 + 3 + 2 * 4 * 96 + 2 * 96 + 16 + 2 * 96 + 2 * 96 + 3 * 33 * 32
-    x, state = 2 * 96 * 96 * 2, 2 * 2 * 3 * 33 * 32 * 4 + 2 * 2 * 96 * 4 * 2
-    assert work.bytes == 2 * x + 2 * parameters + state
+    assert work.flops == pytest.approx(operation_flops("ttt_linear", sizes) + around, rel=1e-12)
 
-    sizes = {**HEADS, "d_model": 96, "chunk_tokens": 16}
+
+def test_a_titans_layer_keeps_its_parameters_and_state_in_float32() -> None:
     layer = titans_layers(96, 3, 16)[0]()
-    parameters = 4 * sum(p.numel() for p in layer.parameters())
-    forward, training = (titans_layer_work(sizes, torch.bfloat16, is_training=t) for t in (False, True))
+    parameters = sum(p.nbytes for p in layer.parameters())
     x, state = 2 * 96 * 96 * 4, 3 * 2 * 3 * (32 * 128 + 128 * 32) * 4
+    sizes = {**HEADS, "d_model": 96, "chunk_tokens": 16}
+    forward, training = (titans_layer_work(sizes, torch.bfloat16, is_training=t) for t in (False, True))
     assert forward.bytes == x + parameters + x // 2 + state
     assert training.bytes == forward.bytes + 2 * (x + parameters) + x // 2
     assert training.flops == 3 * forward.flops == 3 * 2 * layer.flops(96, "prefill")
