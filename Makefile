@@ -57,10 +57,11 @@ report: $(INSTALLED) ## render the report of measured results again
 	[ -n "$$folder" ] || { echo "outputs/ holds no results yet; run make bench or make smoke first." >&2; exit 2; }; \
 	$(RUN) -m reports "$$folder"
 
-lint: $(INSTALLED) ## check style and types
+lint: $(INSTALLED) ## check style, types and who imports whom
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@$(RUN) $(VENV)/bin/lint-imports --no-logo --no-cache
 
 format: $(INSTALLED) ## apply the style
 	@$(RUN) -m ruff check --fix-only --quiet .

@@ -250,6 +250,7 @@ def test_continuous_integration_runs_all_steps_and_prints_the_totals(workshop: W
     notes = "\n".join(workshop.take_notes())
     for command in ("ruff check .", "ruff format --check .", "mypy", "pytest", "reports.regression.compare"):
         assert f"python -m {command}" in notes
+    assert "lint-imports" in notes
 
 
 @pytest.mark.parametrize("module", ["ruff", "mypy", "pytest", "reports_regression_compare", "pip"])
