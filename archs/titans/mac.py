@@ -12,28 +12,8 @@ from torch import Tensor, nn
 from archs.base import Flops, Mixer, Phase
 from archs.layers import CausalConvolution, RMSNorm, rotary_table, rotate
 from archs.ops.neural_memory import NeuralMemoryState, read
-from archs.ops.operation import Implementation, Operation
+from archs.ops.segment_attention import OPERATION, segment_attention
 from archs.titans.memory import MemoryGate, NeuralMemory
-
-#: Two keys a token do not fit the causal rule of archs.ops.attention; the names are the same.
-OPERATION = Operation(
-    name="segment_attention",
-    implementations={
-        "plain": Implementation(target="archs.titans.mac:plain_attention"),
-        "sdpa": Implementation(target="torch.nn.functional:scaled_dot_product_attention"),
-    },
-    auto={"cpu": ["sdpa"], "cuda": ["sdpa"]},
-)
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k' / sqrt(K)) v: (B, H, C, K), (B, H, S, K) twice -> (B, H, C, K), over the keys
-    where mask (C, S) is True, all of them where it is None."""
-    scores = q @ k.mT * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(dim=-1) @ v
-
 
 class MACState(NamedTuple):
     """keys, values (B, P + 2 G', H, K): the P persistent ones, then for every token of the open
@@ -79,8 +59,7 @@ class TitansMAC(Mixer):
     positions (counted from the segment's start) are this project's choice.
 
     segment_tokens: a multiple of chunk_tokens, else ValueError. Memory settings: see NeuralMemory.
-    attention_implementation: "sdpa" or "plain"; no other name of archs.ops.attention runs here, and
-    asking for one raises ImplementationUnavailable.
+    attention_implementation: of archs.ops.segment_attention.
     """
 
     operation = OPERATION
@@ -202,9 +181,8 @@ class TitansMAC(Mixer):
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Queries (B, C, H, K) among the keys (B, S, H, K) where mask (C, S) is True -> (B, C, D)."""
-        q, keys, values = (t.transpose(1, 2) for t in (q, keys, values))
-        y = OPERATION.function(self.implementation, q.device)(q, keys, values, mask)
-        return self.o_proj(y.transpose(1, 2).flatten(2))
+        y = segment_attention(q, keys, values, mask, implementation=self.implementation)
+        return self.o_proj(y.flatten(2))
 
     def _output(self, answered: list[tuple[Tensor, Tensor]]) -> Tensor:
         """What was written and the memory's answer, of every piece in order -> (B, T, D)."""

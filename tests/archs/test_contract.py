@@ -228,7 +228,8 @@ def test_matrix_flops_hold_against_a_counter(
 ) -> None:
     """Within 2%, in prefill and in the step after it. The counter sees an LSTM's products in float64 only:
     in float32 it is one kernel."""
-    model = new_model(arch, "implementation.attention=plain", *shape, dtype=torch.float32)
+    plain = ("implementation.attention=plain", "implementation.segment_attention=plain")
+    model = new_model(arch, *plain, *shape, dtype=torch.float32)
     if any(isinstance(module, torch.nn.LSTM) for module in model.modules()):
         model.double()
     tokens = tokens_for(model, num_tokens + 1, 1)

@@ -98,6 +98,10 @@ MISTAKES = [
     (["arch=titans_mac", "size.num_heads=5"], ["num_heads=5 must divide"]),
     (["arch=recurrent", "arch.match.step=1000"], ["match=parameters", "d_ff=1000", "match=none"]),
     (["implementation.attention=foo"], ["no implementation 'foo'", "sdpa"]),
+    (
+        ["arch=titans_mac", "implementation.segment_attention=flash_attn"],
+        ["segment_attention has no implementation 'flash_attn'; choose one of auto, reference, plain, sdpa."],
+    ),
     (["implementation.ssd=foo"], ["ssd has no implementation 'foo'", "mamba_ssm"]),  # not the Transformer's
     (["implementation.attention=flash_attn"], ["'flash_attn' of attention runs on cuda only"]),
     (

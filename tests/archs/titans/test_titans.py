@@ -226,7 +226,7 @@ def test_flops_agree_with_a_counter(name: str, depth: int, chunk_tokens: int) ->
 
 def test_mac_attention_names_agree_and_no_other_name_falls_back() -> None:
     x, expected = random_input(21), None
-    for name, runs in (("plain", "plain"), ("sdpa", "sdpa"), ("auto", "sdpa")):
+    for name, runs in (("reference", "reference"), ("plain", "plain"), ("sdpa", "sdpa"), ("auto", "sdpa")):
         mixer = build("mac", attention_implementation=name)
         with torch.no_grad():
             y = mixer(x)
@@ -234,9 +234,9 @@ def test_mac_attention_names_agree_and_no_other_name_falls_back() -> None:
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
         used = resolve_implementations(mixer, x.device)
         assert used == {"neural_memory": "plain", "segment_attention": runs}
-    for name in ("reference", "flash_attn"):
+    for name in ("triton", "flash_attn"):
         mixer = build("mac", attention_implementation=name)
-        sentence = f"segment_attention has no implementation '{name}'; choose one of auto, plain, sdpa"
+        sentence = f"segment_attention has no implementation '{name}'; choose one of auto, reference, plain, sdpa"
         with pytest.raises(ImplementationUnavailable, match=sentence):
             resolve_implementations(mixer, x.device)
         with pytest.raises(ImplementationUnavailable, match=sentence):
