@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.compose import CONFIG_DIR, register_resolvers
 from harness.config.errors import sentence
-from harness.run.plan import run
+from harness.run.plan import make_launcher, run
 from harness.run.progress import Sweep
 from harness.run.supervision import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, InputError
 
@@ -24,7 +24,9 @@ from harness.run.supervision import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, InputErr
 def job(config: DictConfig) -> None:
     """One Hydra job. A user's mistake ends the sweep; a typed failure does not."""
     with _mistakes():
-        run(config, Sweep.pool)
+        if Sweep.launcher is None and "_target_" in config.launcher:
+            Sweep.launcher = make_launcher(config)
+        Sweep.launched += run(config, Sweep.pool)
 
 
 @contextmanager
@@ -57,6 +59,8 @@ def main() -> int:
         job()
         with _mistakes():
             Sweep.pool.wait()
+            if Sweep.launcher is not None:
+                Sweep.launcher.run(Sweep.launched, Sweep.job_done)
         for folder in Sweep.finished:
             summarise(folder)
     except KeyboardInterrupt:

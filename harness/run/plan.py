@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import hydra.utils
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from harness.config.compose import check_model_overrides, resolve
 from harness.config.identity import NOT_RESULT_KEYS
-from harness.config.schema import check_root
+from harness.config.schema import check_root, check_targets
 from harness.record.schema import Point, content_hash
 from harness.run import supervision as jobs
+from harness.run.launcher import LaunchedJob, Launcher
 from harness.run.local import Pool
 from harness.run.progress import tell
 
 
-def run(config: DictConfig, pool: Pool) -> None:
-    """Has `pool` run the job that `config` describes; what it gathers are typed failures.
+def run(config: DictConfig, pool: Pool) -> list[LaunchedJob]:
+    """Submits the job described by `config` to `pool`, which collects its typed failures; for another
+    launcher, returns what that must run.
 
     With an architecture: training and the quality tasks, num_workers such jobs of a sweep at once. Without
     one: the latency of the `interleave` list. Latency is measured alone; where the sweep has no latency job,
@@ -32,6 +35,7 @@ def run(config: DictConfig, pool: Pool) -> None:
     check_model_overrides(config, HydraConfig.get().overrides.task)
     resolved = plain(config)
     check_root(resolved)
+    is_local = "_target_" not in config.launcher
     arch, interleave = resolved.get("arch"), resolved["interleave"]
     parts = [("quality", [resolved])] if arch is not None else []
     if arch is None and interleave:
@@ -40,16 +44,19 @@ def run(config: DictConfig, pool: Pool) -> None:
         raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
     elif interleave is None and "latency" in resolved["tasks"]:
         parts.append(("latency", [resolved]))
-    num_at_once = resolved["num_workers"]
+    num_at_once = resolved["num_workers"] if is_local else 1
     if parts[-1][0] == "latency" or not _is_sweep_here():
         num_at_once = 1
     for one in (c for _, configs in parts for c in configs):
         one["num_workers"] = num_at_once
+    if not is_local:
+        return [launched_job(*part) for part in parts]
 
     def work(line: int) -> list[Point]:
         return [p for part in parts for p in run_process(*part, line=line, stopping=pool.stopping)]
 
     pool.start(work, num_at_once)
+    return []
 
 
 def _is_sweep_here() -> bool:
@@ -63,7 +70,16 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """The configuration as JSON values, with a fixed output path."""
     value = resolve(config)
     value["output"] = str(Path(value["output"]).absolute())
+    value.pop("launcher")  # where a job runs is no part of it
     return value
+
+
+def make_launcher(config: DictConfig) -> Launcher:
+    """Builds the launcher of `config.launcher`. Raises ValueError where it cannot be used here."""
+    settings = resolve(config)["launcher"]
+    check_targets(settings, "launcher")
+    launcher: Launcher = hydra.utils.get_class(settings.pop("_target_"))(**settings)
+    return launcher
 
 
 def command_line() -> str:
@@ -80,6 +96,13 @@ def run_process(
     kind: str, configs: list[dict[str, Any]], *, line: int, stopping: threading.Event
 ) -> list[Point]:
     """Runs one job, "quality" or "latency", in a process of its own and returns its typed failures."""
+    job = launched_job(kind, configs)
+    tell(f"-- {job.name}")
+    return jobs.run_job(job.spec, job.output, job.timeout_s, line=line, stopping=stopping)
+
+
+def launched_job(kind: str, configs: list[dict[str, Any]]) -> LaunchedJob:
+    """Describes one job, "quality" or "latency", as a launcher runs it."""
     first = configs[0]
     name = first["arch"]["name"] if kind == "quality" else "latency"
     if kind == "latency" and len(configs) == 1:
@@ -93,6 +116,9 @@ def run_process(
         "config_hash": content_hash(kept),
         "command": command_line(),
     }
-    tell(f"-- {spec['job']}")
-    output = Path(first["output"])
-    return jobs.run_job(spec, output, first["job_timeout_s"], line=line, stopping=stopping)
+    return LaunchedJob(
+        spec=spec,
+        output=Path(first["output"]),
+        timeout_s=first["job_timeout_s"],
+        is_timing=kind == "latency",
+    )

@@ -13,6 +13,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from harness.record.schema import Point
+from harness.run.launcher import LaunchedJob, Launcher
 from harness.run.local import Pool
 
 
@@ -23,12 +24,15 @@ class Sweep(Callback):
     finished: folders to report on. Hydra turns an exception in a callback into a warning, so harness.__main__
               renders.
     crashes:  a sentence for every cell or process that crashed.
+    launcher: runs `launched` when all are known; None: `pool` runs each at once.
     pool:     runs the jobs. What Hydra takes for a job's end is its start where several run at once.
     """
 
     finished: ClassVar[list[Path]]
     crashes: ClassVar[list[str]]
     pool: ClassVar[Pool]
+    launcher: ClassVar[Launcher | None]
+    launched: ClassVar[list[LaunchedJob]]
     _started: ClassVar[float]
     _num_jobs: ClassVar[int]
     _num_done: ClassVar[int]
@@ -37,6 +41,7 @@ class Sweep(Callback):
     def reset(cls) -> None:
         """Forgets what was run before in this process."""
         cls.finished, cls.crashes, cls.pool = [], [], Pool(cls.job_done)
+        cls.launcher, cls.launched = None, []
         cls._started, cls._num_jobs, cls._num_done = time.monotonic(), 1, 0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

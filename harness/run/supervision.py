@@ -39,12 +39,19 @@ class InputError(ValueError):
 
 
 def run_job(
-    spec: dict[str, Any], output: Path, timeout_s: float, *, line: int, stopping: threading.Event
+    spec: dict[str, Any],
+    output: Path,
+    timeout_s: float,
+    *,
+    line: int,
+    stopping: threading.Event,
+    give_up: dict[str, str] | None = None,
 ) -> list[Point]:
     """Runs a job to its end and returns its typed failures, whoever wrote them.
 
     line:     of its progress bar, from 0 down.
     stopping: ends the worker when it is set, and this with a KeyboardInterrupt.
+    give_up:  status and reason to record for every cell that is not measured; None: measure them.
 
     A worker that dies is started again and goes on after the cell it died at; one that is late, or
     that died before its first cell, is started once more to give up the cells that are left. Raises
@@ -59,7 +66,7 @@ def run_job(
         "parent_pid": os.getpid(),
         "in_flight_path": str(in_flight_path),
         "run_ids": [],
-        "give_up": None,
+        "give_up": give_up,
     }
     deadline = monotonic() + timeout_s
     num_lost = 0
@@ -106,13 +113,16 @@ def _wait(spec_path: Path, deadline: float | None, line: int, stopping: threadin
     try:
         while True:
             try:
-                return process.wait(POLL_S), False
+                code = process.wait(POLL_S)
             except subprocess.TimeoutExpired:
-                if stopping.is_set():  # what the worker has measured is on the disk already
-                    raise KeyboardInterrupt from None
-                if deadline is not None and monotonic() >= deadline:
-                    process.kill()
-                    return process.wait(), True
+                code = None
+            if stopping.is_set():  # what the worker has measured is on the disk already
+                raise KeyboardInterrupt
+            if code is not None:
+                return code, False
+            if deadline is not None and monotonic() >= deadline:
+                process.kill()
+                return process.wait(), True
     finally:
         process.kill()
         process.wait()
