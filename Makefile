@@ -61,3 +61,38 @@ slurm-test: $(INSTALLED) ## a sweep with launcher=slurm on a Slurm of its own: a
 	@bash .ci/slurm
 
 lint: $(INSTALLED) ## check style, types and who imports whom
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+	@$(RUN) $(VENV)/bin/lint-imports --no-logo --no-cache
+
+format: $(INSTALLED) ## apply the style
+	@$(RUN) -m ruff check --fix-only --quiet .
+	@$(RUN) -m ruff format .
+
+# The stamp is newer than pyproject.toml when all of it is installed. A .venv whose Python is gone
+# (upgraded, moved) or does not fit is built anew. Byte code is written by all cores, and only for what may be
+# imported: pip would take a minute more.
+$(INSTALLED): pyproject.toml $(if $(shell $(RUN) -c "" 2>/dev/null || echo gone),reinstall) | python-fits
+	@sh .ci/find-python $(RUN) >/dev/null 2>&1 && $(RUN) -c 'import pip' 2>/dev/null || \
+	{ python=$$(sh .ci/find-python $(PYTHON)) && echo "Creating $(VENV) with $$python." && \
+	$$python -m venv --clear $(VENV); }
+	@echo "Installing longarch and what it needs into $(VENV); torch is large, this can take minutes."
+ifneq ($(TORCH_INDEX_URL),)
+	@$(PIP_INSTALL) --index-url '$(TORCH_INDEX_URL)' "$$($(RUN) -c '$(PRINT_TORCH_REQUIREMENT)')"
+endif
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@$(RUN) -m compileall -qq -j 0 -x '/(tests?|testing|models)/' $(VENV)/lib || true
+	@touch $@
+
+reinstall:
+
+# A Python that is named is held to what is asked of it even where .venv is there already.
+python-fits:
+	@$(if $(PYTHON),sh .ci/find-python $(PYTHON) >/dev/null,:)
+
+define PRINT_TORCH_REQUIREMENT
+import tomllib; \
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+print(next(line for line in project["dependencies"] if line.startswith("torch")))
+endef

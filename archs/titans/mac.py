@@ -15,6 +15,7 @@ from archs.ops.neural_memory import NeuralMemoryState, read
 from archs.ops.segment_attention import OPERATION, segment_attention
 from archs.titans.memory import MemoryGate, NeuralMemory
 
+
 class MACState(NamedTuple):
     """keys, values (B, P + 2 G', H, K): the P persistent ones, then for every token of the open
     segment, which has room for G' tokens, the retrieved and its own.

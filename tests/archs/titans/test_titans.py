@@ -236,7 +236,9 @@ def test_mac_attention_names_agree_and_no_other_name_falls_back() -> None:
         assert used == {"neural_memory": "plain", "segment_attention": runs}
     for name in ("triton", "flash_attn"):
         mixer = build("mac", attention_implementation=name)
-        sentence = f"segment_attention has no implementation '{name}'; choose one of auto, reference, plain, sdpa"
+        sentence = (
+            f"segment_attention has no implementation '{name}'; choose one of auto, reference, plain, sdpa"
+        )
         with pytest.raises(ImplementationUnavailable, match=sentence):
             resolve_implementations(mixer, x.device)
         with pytest.raises(ImplementationUnavailable, match=sentence):
