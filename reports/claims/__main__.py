@@ -3,31 +3,27 @@
 The page is in Markdown. It begins with the claims that papers make in a sentence, one row per claim: the
 claim, its source, the scale of its experiment, and what was measured here at each size. Then follow the
 papers' tables with our columns beside theirs. Nothing is judged, because the scales differ, and the page
-says so. `--kernels FILE`, the output of `python -m harness.peers.kernels`, adds its comparisons to the
-claims that they concern. The page ends with times beside the machine's limits
+says so. Comparisons of kernels (points of the task "kernel", of `python -m harness.peers.kernels`) stand
+with the claims that they concern. The page ends with times beside the machine's limits
 (`reports.sections.cost.speed`), where they were measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from harness.record.schema import Point
 from reports.claims.ledger import CLAIMS, TABLES, Claim, PublishedTable
 from reports.results.load import ReportError, Results, is_number, load
 from reports.sections.cost.speed import decode_lines, training_lines
 
 NOT_MEASURED = "not measured"
 
-#: Name of a comparison of `harness.peers.kernels` -> its result.
-Kernels = Mapping[str, Mapping[str, Any]]
 
-
-def page(results: Results, kernels: Kernels) -> str:
+def page(results: Results) -> str:
     """Return the page in Markdown."""
     sizes = sorted({point.size for point in results.points if point.arch})
     lines = [
@@ -39,7 +35,7 @@ def page(results: Results, kernels: Kernels) -> str:
         "",
         *_rows(
             ("claim", "source", "its scale", "our counterpart", "measured here"),
-            [(c.says, c.paper, c.scale, c.ours, measured(c, results, sizes, kernels)) for c in CLAIMS],
+            [(c.says, c.paper, c.scale, c.ours, measured(c, results, sizes)) for c in CLAIMS],
         ),
         "## Published tables",
         "",
@@ -51,19 +47,20 @@ def page(results: Results, kernels: Kernels) -> str:
     return "\n".join([*lines, *decode_lines(results), *training_lines(results)]).rstrip() + "\n"
 
 
-def measured(claim: Claim, results: Results, sizes: Sequence[str], kernels: Kernels) -> str:
+def measured(claim: Claim, results: Results, sizes: Sequence[str]) -> str:
     """Return our figures at every size that has them and those of kernels alone, or that there are none."""
     found = [(size, claim.measure(results, size)) for size in sizes] if claim.measure is not None else []
     shown = [f"{size}: {text}" for size, text in found if text]
+    kernels = {name: point for point in results.of("kernel") for name in point.cell.values()}
     shown += [f"{name}: {_kernel(kernels[name])}" for name in claim.kernel_cases if name in kernels]
     return "; ".join(shown) or NOT_MEASURED
 
 
-def _kernel(result: Mapping[str, Any]) -> str:
-    speed, status = result.get("speed"), result.get("status")
-    if status == "ok" and is_number(speed):
+def _kernel(point: Point) -> str:
+    speed = point.metrics.get("speed")
+    if is_number(speed):
         return f"{speed:.2f} times as fast"
-    return NOT_MEASURED if status in (None, "ok") else str(status)
+    return NOT_MEASURED if point.status == "ok" else point.status
 
 
 def table_lines(table: PublishedTable, results: Results, sizes: Sequence[str]) -> list[str]:
@@ -94,22 +91,6 @@ def _rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, ""]
 
 
-def read_kernels(path: Path) -> Kernels:
-    """Read the last line of what `harness.peers.kernels` printed.
-
-    Raises ReportError where the line is not its JSON."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-        results = json.loads(text.splitlines()[-1])["results"]
-        return {result["line"]: result for result in results}
-    except OSError as error:
-        raise ReportError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, IndexError, KeyError, TypeError) as error:
-        raise ReportError(
-            f"{path} does not end in the JSON line that harness.peers.kernels prints"
-        ) from error
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Write the page to FILE or the terminal; return 2 where nothing could be read."""
     parser = argparse.ArgumentParser(
@@ -117,11 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", type=Path, help="holds records/*.jsonl")
     parser.add_argument("--output", metavar="FILE", type=Path, help="default: the terminal")
-    parser.add_argument("--kernels", metavar="FILE", type=Path, help="what harness.peers.kernels printed")
     options = parser.parse_args(arguments)
     try:
-        kernels = {} if options.kernels is None else read_kernels(options.kernels)
-        text = page(load(options.folders), kernels)
+        text = page(load(options.folders))
         if options.output is None:
             print(text, end="")
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -179,31 +178,28 @@ def test_gains_of_experts_stand_beside_the_papers(
     assert gains == "tiny: stdlib 50.0 → 56.2% (53.0%)"
 
 
-def test_lines_of_kernels_stand_beside_their_claim(
+def test_comparisons_of_kernels_stand_beside_their_claim(
     builder: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = builder.write_experiment(tmp_path, archs=("mamba",))
-    results = [
-        {"line": "layer_prefill_b16_8192", "status": "ok", "speed": 1.25},
-        {"line": "layer_prefill_b16_32768", "status": "oom", "speed": None},
-        {"line": "ssd_forward", "status": "ok", "speed": 3.0},
-    ]
-    printed = tmp_path / "kernels.txt"
-    printed.write_text(f"a table\n{json.dumps({'results': results})}\n", encoding="utf-8")
-    assert main([str(folder), "--kernels", str(printed)]) == 0
+    measured = {"layer_prefill_b16_8192": 1.25, "layer_prefill_b16_2048": None, "ssd_forward": 3.0}
+    for name, speed in measured.items():
+        fields = {"run_id": "run-mamba-0", "metrics": {"speed": speed}}
+        append(_records(folder), builder.point("", "kernel", {"case": name}, **fields))
+    failed = builder.point("", "kernel", {"case": "layer_prefill_b16_32768"}, run_id="run-mamba-0")
+    append(_records(folder), replace(failed, status="oom", reason="too large"))
+    assert main([str(folder)]) == 0
     assert of(rows(capsys.readouterr().out), "TTT-Linear is ahead") == (
-        "layer_prefill_b16_8192: 1.25 times as fast; layer_prefill_b16_32768: oom"
+        "layer_prefill_b16_2048: not measured; layer_prefill_b16_8192: 1.25 times as fast; "
+        "layer_prefill_b16_32768: oom"
     )
-    for content in ("", "a table\n", "[]", '{"results": [{}]}'):
-        printed.write_text(content, encoding="utf-8")
-        assert main([str(folder), "--kernels", str(printed)]) == 2
-        (error,) = capsys.readouterr().err.splitlines()
-        assert "does not end in the JSON line that harness.peers.kernels prints" in error
-    assert main([str(folder), "--kernels", str(tmp_path / "nowhere")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
 
 
-def test_the_lines_of_kernels_that_claims_name_exist() -> None:
+def _records(folder: Path) -> Path:
+    return folder / "records" / "mamba-tiny-seed0.jsonl"
+
+
+def test_the_comparisons_of_kernels_that_claims_name_exist() -> None:
     assert {name for claim in CLAIMS for name in claim.kernel_cases} <= set(LINES)
 
 
