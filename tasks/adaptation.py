@@ -45,7 +45,8 @@ from torch import Tensor, nn
 from archs.base import SequenceModel, State
 from harness.measure.statistics import percentile
 from harness.measure.time import time_call_ms
-from tasks.base import Measurement, Task, TaskInputs, require_positive
+from harness.record.metrics import Metric
+from tasks.base import Measurement, Task, TaskInputs, require_positive, with_interval
 from tasks.statistics import wilson_interval
 
 AdaptationName = Literal[
@@ -94,6 +95,42 @@ class Adaptation(Task):
     """
 
     name = "adaptation"
+    METRICS = (
+        *with_interval(
+            Metric(
+                name="accuracy",
+                label="accuracy",
+                unit="share",
+                direction="higher",
+                kind="quality",
+                is_headline=True,
+            )
+        ),
+        Metric(name="num_examples", label="examples", unit="", direction="neither", kind="quality"),
+        Metric(
+            name="answer_probability", label="probability", unit="share", direction="higher", kind="quality"
+        ),
+        Metric(
+            name="answer_log_probability_nats",
+            label="log-probability",
+            unit="nats",
+            direction="higher",
+            kind="quality",
+        ),
+        Metric(
+            name="num_tuned_parameters",
+            label="tuned parameters",
+            unit="",
+            direction="neither",
+            kind="quality",
+        ),
+        Metric(
+            name="right_domain_share", label="right expert", unit="share", direction="higher", kind="quality"
+        ),
+        Metric(name="first_pass_ms", label="first pass", unit="ms", direction="lower", kind="cost"),
+        Metric(name="second_pass_ms", label="second pass", unit="ms", direction="lower", kind="cost"),
+    )
+    CELL_SETTINGS = ("domains", "adaptations")
 
     def __init__(
         self,

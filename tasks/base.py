@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -43,6 +43,42 @@ class TaskInputs:
     trained_lengths_tokens: tuple[int, ...] = ()
 
 
+def with_interval(metric: Metric) -> tuple[Metric, Metric, Metric]:
+    """Return the metric with the ends of its 95% interval, `<name>_low` and `<name>_high`, as metrics too."""
+    low, high = (
+        replace(
+            metric,
+            name=f"{metric.name}_{end}",
+            label=f"{end} end of {metric.label}",
+            direction="neither",
+            tolerance=None,
+            is_headline=False,
+        )
+        for end in ("low", "high")
+    )
+    return replace(metric, low=low.name, high=high.name), low, high
+
+
+#: What every task that times calls measures: harness.measure.turns.summary.
+TIME_METRICS = (
+    Metric(
+        name="median_ms",
+        label="median",
+        unit="ms",
+        direction="lower",
+        kind="cost",
+        low="p10_ms",
+        high="p90_ms",
+        is_headline=True,
+    ),
+    Metric(name="p10_ms", label="10th percentile", unit="ms", direction="neither", kind="cost"),
+    Metric(name="p90_ms", label="90th percentile", unit="ms", direction="neither", kind="cost"),
+    Metric(name="tokens_per_s", label="throughput", unit="tokens/s", direction="higher", kind="cost"),
+    Metric(name="first_call_ms", label="first call", unit="ms", direction="lower", kind="cost"),
+    Metric(name="peak_memory_bytes", label="peak memory", unit="bytes", direction="lower", kind="cost"),
+)
+
+
 class CellGrid(ABC):
     """What every task has: a name, the metrics of its points, and a grid of cells.
 
@@ -58,6 +94,15 @@ class CellGrid(ABC):
     @abstractmethod
     def cells(self) -> list[dict[str, Any]]:
         """The coordinates of every cell, as JSON values, in the order they are measured."""
+
+    def require_declared(self, measurement: Measurement) -> None:
+        """Raises ValueError that names the numbers of a measurement that METRICS does not declare."""
+        undeclared = sorted(measurement.metrics.keys() - {metric.name for metric in self.METRICS})
+        if undeclared:
+            raise ValueError(
+                f"tasks.{self.name} measured {', '.join(undeclared)}, which its METRICS do not declare; "
+                "declare a unit, a direction and a kind for each."
+            )
 
 
 class Task(CellGrid):

@@ -33,8 +33,9 @@ from archs.decode_graph import CudaCapture, DecodeGraphs, can_capture, with_num_
 from harness.measure.memory import PeakMemory
 from harness.measure.statistics import percentile
 from harness.measure.time import copy_bytes_per_s, time_call_ms
+from harness.record.metrics import Metric
 from harness.record.outcomes import is_out_of_memory
-from tasks.base import Measurement
+from tasks.base import TIME_METRICS, Measurement
 
 Outcome = Measurement | tuple[str, str]  # or (status, reason)
 Cell = dict[str, Any]
@@ -60,6 +61,15 @@ class Latency:
     """
 
     name = "latency"
+    METRICS = (
+        *TIME_METRICS,
+        Metric(name="state_bytes", label="state", unit="bytes", direction="lower", kind="cost"),
+        Metric(name="traffic_bytes", label="traffic per step", unit="bytes", direction="lower", kind="cost"),
+        Metric(name="copy_bytes_per_s", label="copy", unit="bytes/s", direction="neither", kind="cost"),
+        Metric(name="floor_ms", label="bandwidth bound", unit="ms", direction="neither", kind="cost"),
+        Metric(name="dispatch_ms", label="dispatch", unit="ms", direction="lower", kind="cost"),
+    )
+    CELL_SETTINGS = ("context_lengths_tokens", "batch_sizes", "phases")
     is_interleaved = True
 
     def __init__(

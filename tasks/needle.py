@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from archs.base import SequenceModel, State, clone_state
-from tasks.base import Measurement, Task, TaskInputs, require_positive
+from harness.record.metrics import Metric
+from tasks.base import Measurement, Task, TaskInputs, require_positive, with_interval
 from tasks.examples.needle import NeedleMaker
 from tasks.statistics import wilson_interval
 
@@ -55,6 +56,40 @@ class Needle(Task):
     """
 
     name = "needle"
+    METRICS = (
+        *with_interval(
+            Metric(
+                name="accuracy",
+                label="accuracy",
+                unit="share",
+                direction="higher",
+                kind="quality",
+                is_headline=True,
+            )
+        ),
+        Metric(name="num_examples", label="examples", unit="", direction="neither", kind="quality"),
+        Metric(
+            name="answer_log_probability_nats",
+            label="log-probability",
+            unit="nats",
+            direction="higher",
+            kind="quality",
+            tolerance=0.3,
+            is_compared_on_mean=True,
+        ),
+        Metric(name="chance_accuracy", label="chance", unit="share", direction="neither", kind="quality"),
+        Metric(
+            name="achieved_depth_tokens",
+            label="depth reached",
+            unit="tokens",
+            direction="neither",
+            kind="quality",
+        ),
+        Metric(
+            name="is_trained_length", label="trained length", unit="", direction="neither", kind="quality"
+        ),
+    )
+    CELL_SETTINGS = ("lengths_tokens", "depths")
 
     def __init__(
         self,

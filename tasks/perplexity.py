@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from archs.base import SequenceModel
-from tasks.base import Measurement, Task, TaskInputs, require_positive
+from harness.record.metrics import Metric
+from tasks.base import Measurement, Task, TaskInputs, require_positive, with_interval
 from tasks.data.corpus import Split
 from tasks.statistics import bootstrap_ratio_interval
 
@@ -55,6 +56,24 @@ class Perplexity(Task):
     """
 
     name = "perplexity"
+    METRICS = (
+        *with_interval(
+            Metric(
+                name="bits_per_byte",
+                label="bits per byte",
+                unit="bits/byte",
+                direction="lower",
+                kind="quality",
+                tolerance=0.05,
+                is_headline=True,
+            )
+        ),
+        Metric(name="perplexity", label="perplexity", unit="", direction="lower", kind="quality"),
+        Metric(name="num_documents", label="documents", unit="", direction="neither", kind="quality"),
+        Metric(name="num_tokens", label="tokens", unit="tokens", direction="neither", kind="quality"),
+    )
+    # No setting chooses cells alone: the longest context decides which documents are scored, and how far.
+    CELL_SETTINGS = ()
 
     def __init__(
         self,

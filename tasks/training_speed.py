@@ -26,8 +26,9 @@ from archs.base import SequenceModel
 from harness.measure.memory import PeakMemory
 from harness.measure.statistics import percentile
 from harness.measure.time import matmul_flops_per_s, time_call_ms
+from harness.record.metrics import Metric
 from harness.record.outcomes import is_out_of_memory
-from tasks.base import Measurement, require_positive
+from tasks.base import TIME_METRICS, Measurement, require_positive
 
 Outcome = Measurement | tuple[str, str]  # or (status, reason)
 
@@ -44,6 +45,21 @@ class TrainingSpeed:
     """
 
     name = "training_speed"
+    METRICS = (
+        *TIME_METRICS,
+        Metric(
+            name="model_flops_per_s", label="model FLOP/s", unit="FLOP/s", direction="higher", kind="cost"
+        ),
+        Metric(
+            name="matmul_flops_per_s",
+            label="matrix product FLOP/s",
+            unit="FLOP/s",
+            direction="neither",
+            kind="cost",
+        ),
+        Metric(name="utilisation", label="utilisation", unit="share", direction="higher", kind="cost"),
+    )
+    CELL_SETTINGS = ("context_lengths_tokens", "batch_tokens")
     is_interleaved = True
 
     def __init__(

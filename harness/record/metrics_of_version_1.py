@@ -141,6 +141,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         *_TIMES,
         _metric("state_bytes", "state", "bytes", "lower", "cost"),
         _metric("traffic_bytes", "traffic per step", "bytes", "lower", "cost"),
+        _metric("copy_bytes_per_s", "copy", "bytes/s", kind="cost"),
         _metric("floor_ms", "bandwidth bound", "ms", kind="cost"),
         _metric("dispatch_ms", "dispatch", "ms", "lower", "cost"),
     ),

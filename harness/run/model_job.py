@@ -140,6 +140,7 @@ def _measure_tasks(job: Job, model: SequenceModel, tasks: list[Task]) -> None:
         try:
             with torch.no_grad(), autocast(job.device, job.dtype):
                 measured = task.measure(model, cell)
+            task.require_declared(measured)
         except Exception as error:  # whatever it was, the other cells are worth having
             status, reason = outcome(error)
             job.logbook.write(*job.identity, task.name, cell, status=status, reason=reason)

@@ -108,6 +108,7 @@ def test_an_adaptation_answers_as_it_is_adapted(
     model: Any = Model()
     measured = new_task().measure(model, {"domain": "b", "adaptation": name})
     metrics = measured.metrics
+    assert metrics.keys() == {metric.name for metric in Adaptation.METRICS}
     assert metrics["accuracy"] == accuracy == pytest.approx(metrics["answer_probability"])
     assert metrics["accuracy_low"] <= accuracy <= metrics["accuracy_high"]
     assert metrics["num_examples"] == 10 == len(measured.samples["is_correct"])

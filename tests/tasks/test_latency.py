@@ -377,3 +377,11 @@ def test_a_decode_step_is_held_against_what_it_must_move(
         assert results[name].metrics["traffic_bytes"] == traffic
         assert results[name].metrics["floor_ms"] == pytest.approx(traffic / 1e3)
     assert "floor_ms" not in run(new_task(), models, PREFILL)["mamba"].metrics
+
+
+def test_all_that_is_declared_is_measured_and_nothing_else(
+    new_model: Callable[..., SequenceModel], graphs_here: list[str]
+) -> None:
+    models = {"a": new_model("transformer_squared", dtype=torch.float32)}
+    results = [run(new_task(), models, cell)["a"] for cell in (PREFILL, DECODE)]
+    assert {name for result in results for name in result.metrics} == {m.name for m in Latency.METRICS}

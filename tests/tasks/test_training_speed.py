@@ -43,6 +43,7 @@ def test_models_take_turns_and_leave_no_gradients(new_model: Callable[..., Seque
     for name, model in models.items():
         metrics = results[name].metrics
         ordered = sorted(results[name].samples["time_ms"])
+        assert metrics.keys() == {metric.name for metric in TrainingSpeed.METRICS}
         assert len(ordered) == 3 and metrics["median_ms"] == ordered[1]
         assert metrics["tokens_per_s"] == pytest.approx(1e3 * 32 / ordered[1])
         assert metrics["peak_memory_bytes"] > 0

@@ -33,7 +33,7 @@ def test_every_fault_is_typed_and_the_job_goes_on(
     run_job: RunJob, points: Points, output: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    faults = "none-1,segfault,oom,mistake,killed,unsupported,exit,none-2"
+    faults = "none-1,segfault,oom,mistake,killed,unsupported,undeclared,exit,none-2"
     failures = run_job(output, "task=[faults]", f"tasks.faults.faults=[{faults}]", f"tasks.faults.log={log}")
     assert outcomes(points, output) == {
         "none-1": "ok",
@@ -42,6 +42,7 @@ def test_every_fault_is_typed_and_the_job_goes_on(
         "mistake": "crashed",
         "killed": "oom",
         "unsupported": "unsupported",
+        "undeclared": "crashed",
         "exit": "crashed",
         "none-2": "ok",
     }
@@ -49,6 +50,7 @@ def test_every_fault_is_typed_and_the_job_goes_on(
     reasons = {p.cell["fault"]: p.reason or "" for p in points(output, task="faults")}
     assert "SIGSEGV" in reasons["segfault"] and "exit code 7" in reasons["exit"]
     assert "IndexError: list index out of range" in reasons["mistake"]
+    assert "tasks.faults measured undeclared, which its METRICS do not declare" in reasons["undeclared"]
     assert "SIGKILL" in reasons["killed"] and "out of memory" in reasons["oom"]
     assert {p.cell["fault"]: p.status for p in failures} == {
         name: status for name, status in outcomes(points, output).items() if status != "ok"

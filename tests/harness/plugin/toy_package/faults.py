@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from archs.base import SequenceModel
+from harness.record.metrics import Metric
 from tasks.base import Measurement, Task, TaskInputs
 
 
@@ -19,6 +20,8 @@ class Faults(Task):
     """One cell for each name in `faults`; every start of one is a line in the file `log`."""
 
     name = "faults"
+    METRICS = (Metric(name="answer", label="answer", unit="", direction="higher", kind="quality"),)
+    CELL_SETTINGS = ("faults",)
 
     def __init__(self, *, faults: Sequence[str], log: str, prepare_fault: str | None = None) -> None:
         self.faults, self.log, self.prepare_fault = list(faults), Path(log), prepare_fault
@@ -32,7 +35,7 @@ class Faults(Task):
 
     def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
         self._happen(cell["fault"])
-        return Measurement(metrics={"answer": 42})
+        return Measurement(metrics={"undeclared" if cell["fault"] == "undeclared" else "answer": 42})
 
     def _happen(self, fault: str) -> None:
         with self.log.open("a") as file:
