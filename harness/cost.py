@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from archs.base import Flops, SequenceModel
-from harness.config.build import build_model, resolve
-from harness.config.compose import compose_config
+from harness.config.build import build_model, checked_job
+from harness.config.compose import compose_config, resolve
 from harness.config.errors import sentence
 from harness.config.match import is_published, matched_model_config, mismatch_text
-from harness.config.schema import check_root
+from harness.config.schema import JobConfig
 
 #: 1k to 1M tokens.
 CONTEXT_LENGTHS_TOKENS = tuple(2**power for power in range(10, 21))
@@ -42,10 +42,10 @@ def card(model: SequenceModel, dtype: str) -> dict[str, Any]:
     return values
 
 
-def meta_model(config: Mapping[str, Any]) -> tuple[SequenceModel, float | None]:
+def meta_model(config: JobConfig) -> tuple[SequenceModel, float | None]:
     """The configured model on the meta device in its dtype, and the parameter mismatch."""
     model_config, mismatch = matched_model_config(config)
-    return build_model(model_config, "meta").to(getattr(torch, config["dtype"])), mismatch
+    return build_model(model_config, "meta").to(getattr(torch, config.dtype)), mismatch
 
 
 def table(name: str, values: Mapping[str, Any], mismatch: str) -> str:
@@ -76,14 +76,14 @@ def table(name: str, values: Mapping[str, Any], mismatch: str) -> str:
 def main(overrides: list[str]) -> int:
     """Prints the card of the composed configuration; 2 on a user's mistake."""
     try:
-        config = resolve(compose_config(overrides))
-        if config.get("arch") is None:
+        resolved = resolve(compose_config(overrides))
+        if resolved.get("arch") is None:
             raise ValueError("harness.cost needs an architecture; add arch=NAME.")
-        check_root(config)
+        config = checked_job(resolved)
         model, mismatch = meta_model(config)
-        values = card(model, config["dtype"])
+        values = card(model, config.dtype)
         text = "" if mismatch is None else mismatch_text(mismatch, is_published=is_published(config))
-        shown = table(config["arch"]["display_name"], values, text)
+        shown = table(config.arch.display_name, values, text)
     except Exception as error:
         complaint = sentence(error)
         if complaint is None:

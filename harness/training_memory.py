@@ -16,11 +16,10 @@ from omegaconf import OmegaConf
 
 from archs.base import SequenceModel
 from archs.implementations import resolve_implementations
-from harness.config.build import build_model, resolve
-from harness.config.compose import CONFIG_DIR, compose_config, options
+from harness.config.build import build_model, checked_job
+from harness.config.compose import CONFIG_DIR, compose_config, options, resolve
 from harness.config.errors import sentence
 from harness.config.match import matched_model_config
-from harness.config.schema import check_root
 from harness.measure.memory import PeakMemory
 from harness.record.environment import choose_device
 from harness.train.loop import autocast
@@ -49,14 +48,14 @@ def measure(arch: str, overrides: Sequence[str], lengths_tokens: Sequence[int]) 
     """Length -> peak bytes of an architecture as `overrides` configure it.
 
     Raises ValueError for a user's mistake."""
-    config = resolve(compose_config([*overrides, f"arch={arch}"]))
-    check_root(config)
-    if config.get("arch") is None:
+    resolved = resolve(compose_config([*overrides, f"arch={arch}"]))
+    if resolved.get("arch") is None:
         raise ValueError(
             "harness.training_memory needs an architecture; write arch=NAME, or leave it out for all."
         )
-    device, dtype = choose_device(config["device"]), getattr(torch, config["dtype"])
-    torch.manual_seed(config["seed"])
+    config = checked_job(resolved)
+    device, dtype = choose_device(config.device), getattr(torch, config.dtype)
+    torch.manual_seed(config.seed)
     model = build_model(matched_model_config(config)[0]).to(device)
     resolve_implementations(model, device)
     return {n: training_peak_bytes(model, n, device=device, dtype=dtype) for n in lengths_tokens}

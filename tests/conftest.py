@@ -20,6 +20,7 @@ from archs.base import SequenceModel
 from harness.config.build import build_model, resolve
 from harness.config.compose import compose_config
 from harness.config.match import matched_model_config
+from harness.config.schema import JobConfig, parse_job
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ARCHITECTURES = sorted(path.stem for path in (REPOSITORY / "conf" / "arch").glob("*.yaml"))
@@ -98,6 +99,11 @@ def compose_resolved(*overrides: str) -> dict[str, Any]:
     return copy.deepcopy(_composed_once(*overrides))
 
 
+def compose_job(*overrides: str) -> JobConfig:
+    """The typed configuration of a command line."""
+    return parse_job(_composed_once(*overrides))
+
+
 @cache
 def _composed_once(*overrides: str) -> dict[str, Any]:
     return resolve(compose_config(list(overrides)))
@@ -105,7 +111,7 @@ def _composed_once(*overrides: str) -> dict[str, Any]:
 
 def make_model(arch: str, *overrides: str, dtype: torch.dtype = torch.float64) -> SequenceModel:
     """A seeded model of an architecture at size=nano, every parameter moved off its initial value."""
-    config = compose_resolved(f"arch={arch}", "size=nano", "match=none", *needed_overrides(arch), *overrides)
+    config = compose_job(f"arch={arch}", "size=nano", "match=none", *needed_overrides(arch), *overrides)
     torch.manual_seed(0)
     model = build_model(matched_model_config(config)[0]).to(dtype)
     with torch.no_grad():

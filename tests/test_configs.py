@@ -13,10 +13,10 @@ import torch
 from archs.base import SequenceModel
 from archs.implementations import resolve_implementations
 from archs.ops import OPERATIONS
-from harness.config.build import build_model, resolve
-from harness.config.check import check_config
+from harness.config.build import build_model, checked_job, resolve
 from harness.config.compose import compose_config
 from harness.config.match import MATCH_TOLERANCE, matched_model_config
+from harness.config.schema import parse_job
 from harness.cost import meta_model
 from harness.record.schema import content_hash
 from tests.conftest import TRAINED, compose_resolved, is_pretrained
@@ -80,14 +80,14 @@ def test_what_has_a_short_convolution_says_so(architectures: dict[str, dict[str,
 
 @pytest.mark.parametrize("arch", names("arch"))
 def test_an_architecture_can_be_built_from_its_file(arch: str) -> None:
-    check_config(compose(f"arch={arch}"))
+    checked_job(compose(f"arch={arch}"))
 
 
 @pytest.mark.parametrize("arch", TRAINED)
 @pytest.mark.parametrize("size", SMALL_SIZES)
 def test_parameters_are_matched(arch: str, size: str) -> None:
     config = compose(f"arch={arch}", f"size={size}")
-    model_config, mismatch = matched_model_config(config)
+    model_config, mismatch = matched_model_config(parse_job(config))
     reference = build_model(config["reference"]["model"], "meta").num_parameters
     if config["arch"]["match"] is None:
         is_reference = model_config == config["reference"]["model"]
@@ -101,18 +101,18 @@ def test_parameters_are_matched(arch: str, size: str) -> None:
 
 def test_matching_takes_the_nearest_width() -> None:
     config = compose("arch=recurrent", "size=tiny")
-    model_config, mismatch = matched_model_config(config)
+    model_config, mismatch = matched_model_config(parse_job(config))
     assert mismatch is not None
     reference = build_model(config["reference"]["model"], "meta").num_parameters
     for step in (-2, 2):
         other = {**model_config, "d_ff": model_config["d_ff"] + step}
         assert abs(build_model(other, "meta").num_parameters / reference - 1) >= abs(mismatch)
-    assert matched_model_config(compose("arch=recurrent", "match=none"))[1] is None
+    assert matched_model_config(parse_job(compose("arch=recurrent", "match=none")))[1] is None
 
 
 def test_a_size_that_cannot_be_matched_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"d_ff=1000 of arch=recurrent.*match=none"):
-        matched_model_config(compose("arch=recurrent", "arch.match.step=1000"))
+        matched_model_config(parse_job(compose("arch=recurrent", "arch.match.step=1000")))
 
 
 def test_every_choice_of_an_implementation_is_checked() -> None:
@@ -122,14 +122,14 @@ def test_every_choice_of_an_implementation_is_checked() -> None:
 @pytest.mark.parametrize("data", names("data"))
 def test_data_can_be_built_from_its_file(data: str) -> None:
     path = ["data.path=somewhere"] if data in ("code_and_books", "huggingface", "text_folder") else []
-    check_config(compose(f"data={data}", *path))
+    checked_job(compose(f"data={data}", *path))
 
 
 @pytest.mark.parametrize("task", names("task"))
 def test_a_task_can_be_chosen_alone_or_in_a_list(task: str) -> None:
     for override in (f"task={task}", f"task=[{task}]"):
         config = compose(override)
-        check_config(config)
+        checked_job(config)
         assert list(config["tasks"]) == [task]
     assert compose("task=[]")["tasks"] == {}
 
@@ -140,7 +140,7 @@ def test_an_experiment_composes(experiment: str) -> None:
     assert config["experiment_name"] == experiment
     assert config["output"] == f"outputs/{experiment}"
     assert all((CONF / "arch" / f"{name}.yaml").is_file() for name in config["interleave"])
-    check_config(config)
+    checked_job(config)
 
 
 #: Not in the defaults of `make bench`: they join the others when the published records are measured anew.
@@ -188,6 +188,6 @@ def test_all_are_trained_alike(architectures: dict[str, dict[str, Any]]) -> None
 def test_the_meta_device_is_enough_for_counting(arch: str) -> None:
     if arch == "huggingface":
         pytest.importorskip("transformers", reason="needs the extra `huggingface`")
-    model, _ = meta_model(compose(f"arch={arch}", "size=nano", "match=none", "dtype=bfloat16"))
+    model, _ = meta_model(parse_job(compose(f"arch={arch}", "size=nano", "match=none", "dtype=bfloat16")))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert model.state_bytes_at(1, 1 << 20) >= model.state_bytes_at(1, 1 << 10) > 0

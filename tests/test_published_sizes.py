@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.config.build import build_model
-from harness.config.check import check_config
+from harness.config.build import build_model, checked_job
 from harness.config.match import MATCH_TOLERANCE, is_published, matched_model_config, mismatch_text
 from harness.cost import main, meta_model
-from tests.conftest import TRAINED
+from tests.conftest import TRAINED, compose_job
 from tests.conftest import compose_resolved as compose
 
 #: arXiv 2312.00752 and 2405.21060 (vocabularies 50280 and 50288, tied), and 2407.04620 with its Mamba
@@ -38,9 +37,9 @@ SIZES = sorted(path.stem for path in (CONF / "size").glob("*.yaml") if path.stem
 
 @pytest.mark.parametrize(("arch", "size"), PUBLISHED)
 def test_a_published_model_has_the_published_parameters(arch: str, size: str) -> None:
-    config = compose(f"arch={arch}", f"size={size}")
+    config = compose_job(f"arch={arch}", f"size={size}")
     model, mismatch = meta_model(config)
-    reference = build_model(config["reference"]["model"], "meta").num_parameters
+    reference = build_model(config.reference.model, "meta").num_parameters
     assert model.num_parameters == PUBLISHED[arch, size] and is_published(config)
     assert mismatch == pytest.approx(PUBLISHED[arch, size] / reference - 1, abs=1e-12)
     assert all(parameter.is_meta for parameter in model.parameters())
@@ -48,7 +47,7 @@ def test_a_published_model_has_the_published_parameters(arch: str, size: str) ->
 
 def test_a_published_model_says_how_far_it_is_from_the_transformer() -> None:
     """What is never matched may be beyond the tolerance, and the records have to show it."""
-    config = compose("arch=ttt_mlp", "size=125m")
+    config = compose_job("arch=ttt_mlp", "size=125m")
     mismatch = matched_model_config(config)[1]
     assert mismatch == pytest.approx(0.046, abs=5e-4) and mismatch > MATCH_TOLERANCE
     text = mismatch_text(mismatch, is_published=is_published(config))
@@ -56,9 +55,9 @@ def test_a_published_model_says_how_far_it_is_from_the_transformer() -> None:
         text
         == f"parameters {mismatch:+.2%} against the reference; published as it is, and nothing is matched."
     )
-    itself = compose("arch=mamba", "arch@reference=mamba", "size=130m")
+    itself = compose_job("arch=mamba", "arch@reference=mamba", "size=130m")
     assert matched_model_config(itself)[1] is None
-    assert matched_model_config(compose("arch=mamba", "size=130m", "match=none"))[1] is None
+    assert matched_model_config(compose_job("arch=mamba", "size=130m", "match=none"))[1] is None
 
 
 def test_every_published_size_of_the_configuration_is_checked_above() -> None:
@@ -110,13 +109,13 @@ def test_the_layer_starts_as_published_at_every_size_of_a_paper(arch: str, size:
     + [("titans_mag", "350m"), ("hybrid", "1.3b"), ("mamba2", "2.8b"), ("ttt_mlp", "130m")],
 )
 def test_the_others_are_matched_to_the_transformer_of_the_size(arch: str, size: str) -> None:
-    config = compose(f"arch={arch}", f"size={size}")
+    config = compose_job(f"arch={arch}", f"size={size}")
     model_config, mismatch = matched_model_config(config)
-    if config["arch"]["match"] is None:
-        assert model_config == config["arch"]["model"]
+    if config.arch.match is None:
+        assert model_config == config.arch.model
     else:
         assert mismatch is not None and abs(mismatch) <= MATCH_TOLERANCE
-        assert 0 <= model_config["vocab_size"] - config["reference"]["model"]["vocab_size"] < 16
+        assert 0 <= model_config["vocab_size"] - config.reference.model["vocab_size"] < 16
         assert model_config["d_ff"] >= 8 or arch.startswith("mamba")
 
 
@@ -131,7 +130,7 @@ def test_the_transformer_has_the_size_it_is_named_after(size: str) -> None:
 def test_more_tokens_than_the_size_has_rows_for_is_an_error() -> None:
     config: dict[str, Any] = compose("size=125m", "data.vocab_size=50000")
     with pytest.raises(ValueError, match=r"data.vocab_size=50000 is more than the 32000 tokens .*size=125m"):
-        check_config(config)
+        checked_job(config)
 
 
 def test_the_card_says_the_count(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from archs.transformer_squared.dispatch_training import DispatchTraining, FewShot
 from archs.transformer_squared.training import METHODS, Method
 from harness.config.compose import unknown
-from harness.config.schema import check_call, check_targets, check_values
+from harness.config.targets import check_call, check_targets, check_values
 
 PATH = "arch.expert_training"
 KEYS = ("method", "prompts", *METHODS, "lora", "dispatch", "few_shot")

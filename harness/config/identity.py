@@ -10,7 +10,7 @@ from harness.record.schema import content_hash
 
 
 def training_hash(
-    config: Mapping[str, Any], model_config: Mapping[str, Any], learning_rate: float, data_hash: str
+    config: Mapping[str, Any], model_config: Mapping[str, Any], learning_rate: float | None, data_hash: str
 ) -> str:
     """What decides a trained model: its name in the checkpoint folder."""
     ignored = ("name", "search", "search_grid", "by_size", "peak_learning_rate", "checkpoint_interval_s")

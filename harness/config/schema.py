@@ -1,244 +1,335 @@
-"""Whether a configuration can be used, said in one sentence before anything runs. Imports no torch.
+"""The configuration as types: what every job needs, checked where it is composed. Imports no torch.
 
-Keyword-only constructors are the schema: a key beside a `_target_` must be one of its parameters,
-and a value must fit the parameter's annotation.
+The schema's own keys are closed: an unknown key is an error. A group that belongs to plug-ins
+(an architecture, a data set) may hold further keys, which its interpolations use. Nodes with a `_target_`
+stay plain mappings; `harness.config.targets` checks them against the constructor they name.
 """
 
 from __future__ import annotations
 
-import inspect
-import logging
 import re
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Union
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import hydra.utils
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from harness.config.compose import resolve as resolve
 from harness.config.compose import unknown
+from harness.config.targets import requirement, text_of
 
-#: The root's own keys: what they must be, and what fits.
-ROOT_HINTS: dict[str, Any] = {
-    "experiment_name": str,
-    "output": str,
-    "seed": int,
-    "device": Literal["auto", "cpu", "cuda"],
-    "dtype": Literal["float32", "bfloat16"],
-    "num_threads": int | None,
-    "num_workers": int,
-    "match": Literal["parameters", "none"],
-    "interleave": list[str] | None,
-    "job_timeout_s": float,
-    "retry_failed": bool,
-    "implementation": dict[str, str],
-}
-SIZE_HINTS: dict[str, Any] = {
-    "name": str,
-    "is_published": bool,
-    "vocab_size": int,
-    "d_model": int,
-    "num_layers": int,
-    "num_heads": int,
-    "num_kv_heads": int,
-    "window_tokens": int,
-    "d_ff": int,
-}
-ARCH_HINTS: dict[str, Any] = {
-    "name": str,
-    "display_name": str,
-    "colour": str,
-    "learning_rate": float | None,
-    "has_short_convolution": bool | None,
-    "match": dict[str, Any] | None,
-    "model": dict[str, Any],
-}
-#: What an architecture may have beside.
-OPTIONAL_ARCH_HINTS: dict[str, Any] = {
-    "published": list[str],
-    "published_model": dict[str, Any],
-    "tasks": dict[str, dict[str, Any]],
-    "expert_training": dict[str, Any] | None,
-}
-POSITIVE_KEYS = ("num_threads", "num_workers", "job_timeout_s")
-
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+T = TypeVar("T", bound=BaseModel)
 
 
-def check_root(config: Mapping[str, Any]) -> None:
-    """Checks what every job needs, without importing what the configuration names.
+def _check_file_name(name: str) -> str:
+    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
+        raise ValueError("{key}={value} names files; use letters, digits, _, -, + and . alone.")
+    return name
+
+
+def _check_tasks(tasks: Any) -> Any:
+    if not isinstance(tasks, Mapping) or not all(isinstance(task, Mapping) for task in tasks.values()):
+        raise ValueError("{key}={value} holds the tasks' settings; choose tasks with task=[NAME].")
+    return tasks
+
+
+def _check_betas(betas: tuple[float, float]) -> tuple[float, float]:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError("{key}={value} must lie between 0 and 1, 1 left out.")
+    return betas
+
+
+#: An int stays an int, so that records and hashes hold what was written.
+Number = int | float
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+PositiveNumber = Annotated[Number, Field(gt=0)]
+NotNegativeNumber = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Betas = Annotated[tuple[Number, Number], Strict(False), AfterValidator(_check_betas)]
+FileName = Annotated[str, AfterValidator(_check_file_name)]
+Node = dict[str, Any]
+Tasks = Annotated[dict[str, Node], BeforeValidator(_check_tasks)]
+
+
+class Settings(BaseModel):
+    """Frozen, strictly typed settings without unknown keys or numbers that are not finite.
+
+    A validator's ValueError is a sentence; in it `{key}` and `{value}` stand for the full key and its value.
+    """
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the JSON values that the settings were made from."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class SizeConfig(Settings):
+    """A size (conf/size)."""
+
+    name: FileName
+    vocab_size: Positive
+    d_model: Positive
+    num_layers: Positive
+    num_heads: Positive
+    num_kv_heads: Positive
+    window_tokens: Positive
+    d_ff: NotNegative
+    is_published: bool = False
+
+
+class MatchRule(Settings):
+    """The key of an architecture's model whose value is solved, and the step it moves in."""
+
+    key: str
+    step: Positive
+
+
+class ArchConfig(Settings):
+    """An architecture (conf/arch). Further keys are the architecture's own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: FileName
+    display_name: str
+    colour: str
+    is_pretrained: bool = False
+    learning_rate: PositiveNumber | None
+    has_short_convolution: bool | None
+    model: Node
+    match: MatchRule | None
+    published: list[str] = []
+    tasks: dict[str, Node] = {}
+    expert_training: Node | None = None
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _check_learning_rate(cls, rate: float | None, info: ValidationInfo) -> float | None:
+        if (rate is None) != info.data.get("is_pretrained", False):
+            raise ValueError(
+                "{key}={value} must be a number, or null with is_pretrained=true, "
+                "for a model that is not trained here."
+            )
+        return rate
+
+    @field_validator("match")
+    @classmethod
+    def _check_match(cls, rule: MatchRule | None, info: ValidationInfo) -> MatchRule | None:
+        model = info.data.get("model")
+        if rule is not None and model is not None and rule.key not in model:
+            valid = [str(key) for key in model if not str(key).startswith("_")]
+            raise ValueError(unknown("{key}.key", rule.key, valid))
+        return rule
+
+
+class DataConfig(Settings):
+    """A data set (conf/data). Further keys are the source's own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    vocab_size: Positive
+    corpus: Node
+
+
+class Recipe(Settings):
+    """The settings of AdamW, its schedule and its checkpoints: all of a training run but the learning rate.
+
+    num_steps:            optimiser steps.
+    warmup_fraction:      fraction of the steps in which the rate rises linearly from 0.
+    final_ratio:          the last step's rate as a fraction of the peak, unless final_learning_rate is given.
+    betas, weight_decay, gradient_clip: of AdamW; only matrices decay.
+    validation_interval_steps: steps between validation losses; the last step always validates.
+    max_skipped_steps:    a step whose loss or gradient is not finite changes nothing and is counted;
+                          one more than these is a divergence.
+    micro_batch_tokens:   tokens of the rows that go through the model together (at least one row); their
+                          gradients add up to the batch's. None: the whole batch at once.
+    checkpoint_interval_s: seconds between saves of the training state, from which an interrupted run
+                          continues.
+    """
+
+    num_steps: Positive
+    warmup_fraction: Fraction = 0.1
+    final_ratio: Fraction = 0.1
+    final_learning_rate: NotNegativeNumber | None = None
+    betas: Betas = (0.9, 0.95)
+    weight_decay: NotNegativeNumber = 0.1
+    gradient_clip: PositiveNumber = 1.0
+    validation_interval_steps: Positive = 100
+    max_skipped_steps: NotNegative = 10
+    micro_batch_tokens: Positive | None = None
+    checkpoint_interval_s: NotNegativeNumber = 30.0
+
+
+class TrainConfig(Recipe):
+    """A training recipe (conf/train): a Recipe, the stream of batches and the source of the learning rate."""
+
+    name: str
+    stream: Node
+    search: bool
+    search_grid: list[PositiveNumber]
+    by_size: Node = {}
+    peak_learning_rate: PositiveNumber | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_learning_rate(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "learning_rate" in values:
+            raise ValueError("{key}.learning_rate is not a setting: the rate is arch.learning_rate.")
+        return values
+
+    @model_validator(mode="after")
+    def _check_search(self) -> TrainConfig:
+        if self.search and not self.search_grid:
+            raise ValueError(
+                "{key}.search_grid=[] must hold at least one learning rate; or {key}.search=false."
+            )
+        return self
+
+
+class SharedConfig(Settings):
+    """The configuration without an architecture: what all jobs of a sweep have in common."""
+
+    experiment_name: str
+    output: str
+    seed: NotNegative
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    num_threads: Positive | None
+    num_workers: Positive
+    match: Literal["parameters", "none"]
+    interleave: list[str] | None
+    job_timeout_s: PositiveNumber
+    retry_failed: bool
+    implementation: dict[str, str]
+    size: SizeConfig
+    reference: ArchConfig
+    data: DataConfig
+    train: TrainConfig
+    tasks: Tasks
+    launcher: Node = {}  # where jobs run, which is no part of a job
+
+
+class JobConfig(SharedConfig):
+    """The configuration of one job: one architecture at one size, trained with one recipe on one data set."""
+
+    arch: ArchConfig
+
+    @model_validator(mode="after")
+    def _check_rates(self) -> JobConfig:
+        final = self.train.final_learning_rate
+        for rate in self.learning_rates:
+            if final is not None and final > rate:
+                raise ValueError(
+                    f"train.final_learning_rate={final} must lie between 0 and the peak, {rate}."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_vocabulary(self) -> JobConfig:
+        num_tokens = self.data.vocab_size
+        num_rows = self.arch.model.get("vocab_size", num_tokens)
+        if isinstance(num_rows, int) and num_tokens > num_rows:
+            raise ValueError(
+                f"data.vocab_size={num_tokens} is more than the {num_rows} tokens of arch={self.arch.name} "
+                f"at size={self.size.name}; choose another."
+            )
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float | None:
+        """The learning rate to train at without a search: the recipe's, where it has one, else the
+        architecture's. None for a model that is not trained here."""
+        rate = self.train.peak_learning_rate
+        return self.arch.learning_rate if rate is None else rate
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The rates to train at: those of the search, or the only one; none for a model not trained here."""
+        if self.arch.is_pretrained:
+            return []
+        if self.train.search:
+            return self.train.search_grid
+        return [] if self.peak_learning_rate is None else [self.peak_learning_rate]
+
+
+def parse_shared(values: Mapping[str, Any]) -> SharedConfig:
+    """Return the typed configuration of a job that has no architecture (`arch=[]`).
 
     Raises ValueError with one sentence."""
-    _require(config, [*ROOT_HINTS, "size", "reference", "data", "train", "tasks"], "The configuration")
-    check_values(config, ROOT_HINTS, "")
-    if not isinstance(config["tasks"], Mapping) or not all(
-        isinstance(t, Mapping) for t in config["tasks"].values()
-    ):
-        raise ValueError(
-            f"tasks={_shown(config['tasks'])} holds the tasks' settings; choose tasks with task=[NAME]."
-        )
-    check_values(config, {key: dict[str, Any] for key in ("size", "reference", "data", "train")}, "")
-    check_values(config["train"], {"stream": dict[str, Any]}, "train")
-    check_values(config["data"], {"corpus": dict[str, Any]}, "data")
-    _require(config["size"], [key for key in SIZE_HINTS if key != "is_published"], "size")
-    if config["seed"] < 0:
-        raise ValueError(f"seed={config['seed']} must not be negative.")
-    for key in POSITIVE_KEYS:
-        if config[key] is not None and config[key] <= 0:
-            raise ValueError(f"{key}={config[key]} must be positive.")
-    check_values(config["size"], SIZE_HINTS, "size")
-    _check_file_name("size.name", config["size"]["name"])
-    for key, value in config["size"].items():
-        if SIZE_HINTS.get(key) is int and value < (0 if key == "d_ff" else 1):
-            raise ValueError(f"size.{key}={value} must be positive.")
-    for group in ("arch", "reference"):
-        if config.get(group) is not None:
-            _require(config[group], list(ARCH_HINTS), group)
-            check_values(config[group], ARCH_HINTS | OPTIONAL_ARCH_HINTS, group)
-            _check_file_name(f"{group}.name", config[group]["name"])
-            if (config[group]["learning_rate"] is None) != config[group].get("is_pretrained", False):
-                shown = _shown(config[group]["learning_rate"])
-                raise ValueError(
-                    f"{group}.learning_rate={shown} must be a number, or null with is_pretrained=true, "
-                    "for a model that is not trained here."
-                )
-            if config[group]["match"] is not None:
-                _require(config[group]["match"], ["key", "step"], f"{group}.match")
-                check_values(config[group]["match"], {"step": int}, f"{group}.match")
-                if config[group]["match"]["step"] < 1:
-                    raise ValueError(f"{group}.match.step={config[group]['match']['step']} must be positive.")
-                if config[group]["match"]["key"] not in config[group]["model"]:
-                    valid = [k for k in config[group]["model"] if not str(k).startswith("_")]
-                    raise ValueError(unknown(f"{group}.match.key", config[group]["match"]["key"], valid))
+    return parse(SharedConfig, {key: value for key, value in values.items() if key != "arch"})
 
 
-def _check_file_name(key: str, name: str) -> None:
-    if not re.fullmatch(r"[\w+-][\w.+-]*", name):
-        raise ValueError(f"{key}={_shown(name)} names files; use letters, digits, _, -, + and . alone.")
-
-
-def check_targets(node: Any, path: str = "") -> None:
-    """Every key beside a `_target_` must be a parameter of it and fit its annotation, and every
-    required one be there unless the node is `_partial_`.
+def parse_job(values: Mapping[str, Any]) -> JobConfig:
+    """Return the typed configuration of a job from its resolved, plain values.
 
     Raises ValueError with one sentence that names the mistake and the valid choices."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            _check_target(node, path)
-        for key, item in node.items():
-            check_targets(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for index, item in enumerate(node):
-            check_targets(item, f"{path}[{index}]")
+    return parse(JobConfig, values)
 
 
-def _check_target(node: Mapping[str, Any], path: str) -> None:
-    target = str(node["_target_"])
-    logging.getLogger(hydra.utils.__name__).disabled = True  # it prints what is raised below
+def parse(kind: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """Return `values` as settings of `kind`. `path` is their full key.
+
+    Raises ValueError with one sentence for the first mistake."""
     try:
-        function = hydra.utils.get_method(target) if "." in target else None
-    except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{path}._target_={target!r} cannot be imported: {reason}.") from error
-    if function is None:
-        raise ValueError(f"{path}._target_={target!r} must be a dotted path such as archs.decoder.Decoder.")
-    values = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
-    check_call(function, values, path, target, is_partial=bool(node.get("_partial_", False)))
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise ValueError(_sentence(error, kind, values, path)) from None
 
 
-def check_call(
-    function: Callable[..., Any], values: Mapping[str, Any], path: str, name: str, *, is_partial: bool = False
-) -> None:
-    """Whether `function(**values)` is a possible call. `path` and `name` are for the sentence."""
-    parameters = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for key in values:
-            if key not in parameters:
-                raise ValueError(unknown(f"key of {path} ({name})", key, list(parameters)))
-        needed = [k for k, p in parameters.items() if p.default is p.empty and k != "self"]
-        if not is_partial:
-            _require(values, needed, f"{path} ({name})")
-    check_values(values, _hints(function), path)
+def _sentence(error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any], path: str) -> str:
+    """Return one sentence: the full key, its value, what is valid."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    cause, location, hint = first["type"], *_field(kind, first["loc"])
+    if cause == "extra_forbidden":
+        what = f"key of {_key(path, location)}" if location or path else "configuration key"
+        return unknown(what, str(first["loc"][-1]), hint.model_fields)
+    if cause == "missing" and location == first["loc"]:
+        group = location[:-1]
+        missing = [str(e["loc"][-1]) for e in errors if e["type"] == cause and e["loc"][:-1] == group]
+        return f"{_key(path, group) or 'The configuration'} lacks {', '.join(missing)}."
+    if cause == "value_error":
+        key, value = _key(path, location), text_of(_value(values, location))
+        return str(first["ctx"]["error"]).replace("{key}", key).replace("{value}", value)
+    bounds = (first.get("ctx") or {}).keys() & {"gt", "ge", "le"}
+    if bounds:  # of one item of a list, too
+        location = (*location, *(part for part in first["loc"][len(location) :] if isinstance(part, int)))
+        must = {"gt": "be positive", "ge": "not be negative", "le": "lie between 0 and 1"}[bounds.pop()]
+    else:
+        must = f"be {requirement(_value(values, location), hint)}"
+    return f"{_key(path, location)}={text_of(_value(values, location))} must {must}."
 
 
-def check_values(values: Mapping[str, Any], hints: Mapping[str, Any], path: str) -> None:
-    """Raises ValueError for the first value that does not fit its hint."""
-    for key, value in values.items():
-        if key in hints and not fits(value, hints[key]):
-            where = f"{path}.{key}" if path else key
-            raise ValueError(f"{where}={_shown(value)} must be {describe(hints[key])}.")
+def _field(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[int | str, ...], Any]:
+    """Return the part of an error's location that leads to a field, or to a group, and what is annotated
+    there. Behind it pydantic names items of lists and members of unions."""
+    hint: Any = kind
+    for depth, part in enumerate(location):
+        group = next((h for h in (hint, *get_args(hint)) if hasattr(h, "model_fields")), None)
+        if group is None or part not in group.model_fields:
+            return tuple(location[:depth]), group or hint
+        hint = group.model_fields[part].annotation
+    return tuple(location), hint
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value can stand where `hint` is annotated; true where that cannot be told."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(value, Mapping) and "_target_" in value:
-        return hint not in _WORDS  # an object to be built
-    if origin in (Union, types.UnionType):
-        return any(fits(value, argument) for argument in arguments)
-    if origin is Literal:
-        return value in arguments
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
-    container = origin or hint
-    if container is Callable:
-        return False  # a text or a number is nothing to call
-    if container is tuple and arguments and arguments[-1] is not Ellipsis:
-        return _is_list(value) and len(value) == len(arguments) and all(map(fits, value, arguments))
-    if container in (list, tuple, Sequence):
-        return _is_list(value) and all(fits(item, a) for item in value for a in arguments[:1])
-    if container in (dict, Mapping):
-        return isinstance(value, Mapping) and all(
-            fits(item, a) for item in value.values() for a in arguments[1:]
-        )
-    return True
+def _key(path: str, location: Sequence[int | str]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return (path + "".join(parts)).removeprefix(".")
 
 
-def describe(hint: Any) -> str:
-    """A hint in words."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint in _WORDS:
-        return _WORDS[hint]
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
-        return f"a list of {len(arguments)}, each {describe(arguments[0])}"
-    if (origin or hint) in (list, tuple, Sequence):
-        return "a list" + (f", each item {describe(arguments[0])}" if arguments else "")
-    if (origin or hint) is Callable:
-        return "a mapping with a _target_ to call"
-    if (origin or hint) in (dict, Mapping):
-        is_named = len(arguments) > 1 and arguments[1] is not Any
-        return "a mapping" + (f", each value {describe(arguments[1])}" if is_named else "")
-    return getattr(hint, "__name__", str(hint))
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations, or none of them where they name what is not there at run time."""
-    try:
-        return typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except (NameError, TypeError, AttributeError):
-        return {}
-
-
-def _require(values: Mapping[str, Any], keys: Sequence[str], path: str) -> None:
-    missing = [key for key in keys if key not in values]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}.")
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else repr(value)
+def _value(values: Any, location: Sequence[int | str]) -> Any:
+    for part in location:
+        values = values[part]
+    return values

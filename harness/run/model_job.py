@@ -14,6 +14,7 @@ from archs.base import SequenceModel
 from archs.implementations import resolve_implementations
 from harness.config.build import build_model, instantiate
 from harness.config.match import is_published, matched_model_config, mismatch_text
+from harness.config.schema import JobConfig
 from harness.cost import card, meta_model
 from harness.record.outcomes import outcome
 from harness.record.writer import Logbook
@@ -32,22 +33,22 @@ def run(
     make_logbook: Callable[[str | None], Logbook],
 ) -> None:
     """Trains or loads the spec's model and measures what is not yet measured."""
-    config = spec["configs"][0]
+    config: JobConfig = spec["configs"][0]
     model_config, mismatch = matched_model_config(config)
     # What only this architecture can be asked goes with the chosen tasks: task=[] trains, no more.
-    own_tasks = config["arch"].get("tasks", {}) if config["tasks"] else {}
-    tasks = [instantiate(task) for task in [*config["tasks"].values(), *own_tasks.values()]]
+    own_tasks = config.arch.tasks if config.tasks else {}
+    tasks = [instantiate(task) for task in [*config.tasks.values(), *own_tasks.values()]]
     tasks = [task for task in tasks if isinstance(task, Task)]
     if spec["give_up"] is not None:
         _give_up(Job(config, device, dtype, None, None, make_logbook(None)), tasks, **spec["give_up"])
         return
-    corpus = instantiate(config["data"]["corpus"])
-    stream = instantiate({**config["train"]["stream"], "_partial_": True})(corpus=corpus)
+    corpus = instantiate(config.data.corpus)
+    stream = instantiate({**config.train.stream, "_partial_": True})(corpus=corpus)
     inputs = TaskInputs(
         corpus=corpus,
         tokenizer=corpus.tokenizer,
         device=device,
-        seed=config["seed"],
+        seed=config.seed,
         trained_lengths_tokens=_trained_lengths_tokens(config, stream),
     )
     for task in tasks:  # a mistake in the input shows before an hour of training
@@ -64,9 +65,9 @@ def run(
     _measure_tasks(job, model, tasks)
 
 
-def _trained_lengths_tokens(config: dict[str, Any], stream: Any) -> tuple[int, ...]:
+def _trained_lengths_tokens(config: JobConfig, stream: Any) -> tuple[int, ...]:
     """Empty where the model was not trained here: nobody has said what it was trained on."""
-    return () if config["arch"].get("is_pretrained") else tuple(stream.trained_lengths_tokens)
+    return () if config.arch.is_pretrained else tuple(stream.trained_lengths_tokens)
 
 
 def _is_done(job: Job, tasks: list[Task]) -> bool:
@@ -88,7 +89,7 @@ def _give_up(job: Job, tasks: list[Task], *, status: str, reason: str) -> None:
 def _measure_cost(job: Job) -> None:
     if job.logbook.done(*job.identity, "cost", {}) is None:
         model, _ = meta_model(job.config)
-        values = card(model, job.config["dtype"])
+        values = card(model, job.config.dtype)
         metrics = {"num_parameters": values.pop("num_parameters")}
         job.logbook.write(*job.identity, "cost", {}, metrics=metrics, details=values)
 
@@ -99,8 +100,8 @@ def _obtain_model(
     """The trained model, from its checkpoint where there is one, or why there is none."""
     config = job.config
     if mismatch is not None:
-        print(f"{config['arch']['name']}: {mismatch_text(mismatch, is_published=is_published(config))}")
-    torch.manual_seed(config["seed"])
+        print(f"{config.arch.name}: {mismatch_text(mismatch, is_published=is_published(config))}")
+    torch.manual_seed(config.seed)
     model = build_model(model_config).to(job.device)
     resolve_implementations(model, job.device)  # one that cannot run here is a mistake of the user's
     previous = job.logbook.done(*job.identity, "train", {})
@@ -108,7 +109,7 @@ def _obtain_model(
         return model, {"status": previous.status, "reason": f"training: {previous.reason}"}
     job.begin_training()
     try:
-        has_experts = config["arch"].get("expert_training") is not None
+        has_experts = config.arch.expert_training is not None
         point = (obtain_experts if has_experts else obtain)(job, model, model_config)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, Diverged):
@@ -121,7 +122,7 @@ def _obtain_model(
         return model, {"status": status, "reason": f"training: {reason}"}
     if previous is None:
         point["details"] |= {
-            "dtype": config["dtype"],
+            "dtype": config.dtype,
             "parameter_mismatch": mismatch,
             "trained_lengths_tokens": list(_trained_lengths_tokens(config, job.stream)),
             "data": job.corpus.description(),

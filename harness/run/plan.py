@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from harness.config.compose import check_model_overrides, resolve
 from harness.config.identity import NOT_RESULT_KEYS
-from harness.config.schema import check_root, check_targets
+from harness.config.schema import JobConfig, parse_job, parse_shared
+from harness.config.targets import check_targets
 from harness.record.schema import Point, content_hash
 from harness.run import supervision as jobs
 from harness.run.launcher import LaunchedJob, Launcher
@@ -33,22 +34,22 @@ def run(config: DictConfig, pool: Pool) -> list[LaunchedJob]:
     every job measures its own, and all run alone.
     """
     check_model_overrides(config, HydraConfig.get().overrides.task)
-    resolved = plain(config)
-    check_root(resolved)
-    is_local = "_target_" not in config.launcher
-    arch, interleave = resolved.get("arch"), resolved["interleave"]
-    parts = [("quality", [resolved])] if arch is not None else []
-    if arch is None and interleave:
-        parts.append(("latency", [plain(_with_arch(name)) for name in interleave]))
-    elif arch is None:
-        raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
-    elif interleave is None and "latency" in resolved["tasks"]:
-        parts.append(("latency", [resolved]))
-    num_at_once = resolved["num_workers"] if is_local else 1
+    values, is_local = plain(config), "_target_" not in config.launcher
+    if values.get("arch") is None:
+        shared = parse_shared(values)
+        if not shared.interleave:
+            raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
+        parts = [("latency", [job_config(_with_arch(name)) for name in shared.interleave])]
+    else:
+        job = parse_job(values)
+        shared, parts = job, [("quality", [job])]
+        if job.interleave is None and "latency" in job.tasks:
+            parts.append(("latency", [job]))
+    num_at_once = shared.num_workers if is_local else 1
     if parts[-1][0] == "latency" or not _is_sweep_here():
         num_at_once = 1
-    for one in (c for _, configs in parts for c in configs):
-        one["num_workers"] = num_at_once
+    change = {"num_workers": num_at_once}
+    parts = [(kind, [one.model_copy(update=change) for one in configs]) for kind, configs in parts]
     if not is_local:
         return [launched_job(*part) for part in parts]
 
@@ -82,6 +83,11 @@ def make_launcher(config: DictConfig) -> Launcher:
     return launcher
 
 
+def job_config(config: DictConfig) -> JobConfig:
+    """Return the typed configuration of one job. Raises ValueError with one sentence."""
+    return parse_job(plain(config))
+
+
 def command_line() -> str:
     """What the user typed, to be typed again."""
     return shlex.join(["python", "-m", "harness", *sys.argv[1:]])
@@ -92,33 +98,32 @@ def _with_arch(name: str) -> DictConfig:
     return hydra.compose("config", [*overrides, f"arch={name}"])
 
 
-def run_process(
-    kind: str, configs: list[dict[str, Any]], *, line: int, stopping: threading.Event
-) -> list[Point]:
+def run_process(kind: str, configs: list[JobConfig], *, line: int, stopping: threading.Event) -> list[Point]:
     """Runs one job, "quality" or "latency", in a process of its own and returns its typed failures."""
     job = launched_job(kind, configs)
     tell(f"-- {job.name}")
     return jobs.run_job(job.spec, job.output, job.timeout_s, line=line, stopping=stopping)
 
 
-def launched_job(kind: str, configs: list[dict[str, Any]]) -> LaunchedJob:
+def launched_job(kind: str, configs: list[JobConfig]) -> LaunchedJob:
     """Describes one job, "quality" or "latency", as a launcher runs it."""
     first = configs[0]
-    name = first["arch"]["name"] if kind == "quality" else "latency"
+    name = first.arch.name if kind == "quality" else "latency"
     if kind == "latency" and len(configs) == 1:
-        name = f"latency-{first['arch']['name']}"
+        name = f"latency-{first.arch.name}"
     ignored = [k for k in NOT_RESULT_KEYS if kind == "quality" or k != "num_threads"]
-    kept = [{k: v for k, v in c.items() if k not in ignored} for c in configs]
+    values = [one.to_plain() for one in configs]
+    kept = [{k: v for k, v in one.items() if k not in ignored} for one in values]
     spec = {
         "kind": kind,
-        "job": f"{name}-{first['size']['name']}-seed{first['seed']}",
-        "configs": configs,
+        "job": f"{name}-{first.size.name}-seed{first.seed}",
+        "configs": values,
         "config_hash": content_hash(kept),
         "command": command_line(),
     }
     return LaunchedJob(
         spec=spec,
-        output=Path(first["output"]),
-        timeout_s=first["job_timeout_s"],
+        output=Path(first.output),
+        timeout_s=first.job_timeout_s,
         is_timing=kind == "latency",
     )

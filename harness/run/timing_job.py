@@ -13,6 +13,7 @@ from archs.base import SequenceModel
 from archs.implementations import resolve_implementations
 from harness.config.build import build_model, instantiate
 from harness.config.match import matched_model_config
+from harness.config.schema import JobConfig
 from harness.measure.statistics import percentile
 from harness.measure.time import time_call_ms
 from harness.record.outcomes import outcome
@@ -30,10 +31,10 @@ def run(
     make_logbook: Callable[[str | None], Logbook],
 ) -> None:
     """Measures every cell of every interleaved task for every configuration of the spec."""
-    configs = {config["arch"]["name"]: config for config in spec["configs"]}
+    configs: dict[str, JobConfig] = {config.arch.name: config for config in spec["configs"]}
     first = spec["configs"][0]
-    size, seed = first["size"]["name"], first["seed"]
-    tasks = [instantiate(task) for task in first["tasks"].values()]
+    size, seed = first.size.name, first.seed
+    tasks = [instantiate(task) for task in first.tasks.values()]
     tasks = [task for task in tasks if getattr(task, "is_interleaved", False)]
     logbook = make_logbook(None)
     if spec["give_up"] is not None:
@@ -116,18 +117,18 @@ def _give_up(
 
 
 def _random_model(
-    config: dict[str, Any], device: torch.device, dtype: torch.dtype
+    config: JobConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[SequenceModel, dict[str, Any]]:
     """A seeded, untrained model (weights do not change its speed), drawn where it runs, and what its points
     say of it."""
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(config.seed)
     model_config, _ = matched_model_config(config)
     model = build_model(model_config, device).to(dtype=dtype).eval()
     return model, {
         "implementations": resolve_implementations(model, device),
-        "display_name": config["arch"]["display_name"],
-        "colour": config["arch"]["colour"],
-        "dtype": config["dtype"],
+        "display_name": config.arch.display_name,
+        "colour": config.arch.colour,
+        "dtype": config.dtype,
         "num_parameters": model.num_parameters,
     }
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from harness.config.check import check_config
+from harness.config.build import checked_job
 from harness.config.compose import register_resolvers
 from harness.config.errors import sentence
+from harness.config.schema import JobConfig
 from harness.record import environment
 from harness.record.outcomes import is_out_of_memory
 from harness.record.schema import Header, content_hash
@@ -49,11 +50,10 @@ def main(spec_path: str) -> int:
 def _run(spec: dict[str, Any]) -> None:
     gc.freeze()  # what is imported stays: collecting before each measurement would look through all of it
     register_resolvers()
-    for config in spec["configs"]:
-        check_config(config)
-    config = spec["configs"][0]
+    spec = {**spec, "configs": [checked_job(values) for values in spec["configs"]]}
+    config: JobConfig = spec["configs"][0]
     torch.set_num_threads(num_threads(config))
-    device, dtype = environment.choose_device(config["device"]), getattr(torch, config["dtype"])
+    device, dtype = environment.choose_device(config.device), getattr(torch, config.dtype)
     run = interleaved.run if spec["kind"] == "latency" else quality.run
     header = _header(spec, device)
     _announce(spec, device, header)
@@ -67,9 +67,9 @@ def _announce(spec: dict[str, Any], device: torch.device, header: Header) -> Non
     is_latency = spec["kind"] == "latency"
     point = {
         "run_id": header.run_id,
-        "arch": "" if is_latency else config["arch"]["name"],
-        "size": config["size"]["name"],
-        "seed": config["seed"],
+        "arch": "" if is_latency else config.arch.name,
+        "size": config.size.name,
+        "seed": config.seed,
         "task": "calibration" if is_latency else "train",
         "cell": {},
     }
@@ -79,13 +79,14 @@ def _announce(spec: dict[str, Any], device: torch.device, header: Header) -> Non
 
 def _header(spec: dict[str, Any], device: torch.device) -> Header:
     config = spec["configs"][0]
-    output, here = Path(config["output"]), Path.cwd()
+    output, here = Path(config.output), Path.cwd()
     shown = output.relative_to(here) if output.is_relative_to(here) else output  # records are published
+    interleaved_archs = [other.arch.to_plain() for other in spec["configs"][1:]]
     return Header(
         run_id=spec["run_ids"][-1],
         job=spec["job"],
-        experiment=config["experiment_name"],
-        config={**config, "output": str(shown), "interleaved": [c["arch"] for c in spec["configs"][1:]]},
+        experiment=config.experiment_name,
+        config={**config.to_plain(), "output": str(shown), "interleaved": interleaved_archs},
         config_hash=spec["config_hash"],
         command=spec["command"],
         environment=environment.describe(device),
@@ -100,7 +101,7 @@ def _record_path(spec: dict[str, Any], device: torch.device) -> Path:
     gpu_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     machine = content_hash([environment.cpu_name(), gpu_name, device.type], length=6)
     name = f"{spec['job']}-{device.type}-{machine}-{spec['config_hash']}.jsonl"
-    return Path(spec["configs"][0]["output"]) / "records" / name
+    return Path(spec["configs"][0].output) / "records" / name
 
 
 def _logbook_maker(
@@ -115,7 +116,7 @@ def _logbook_maker(
             dataclasses.replace(header, data_hash=data_hash),
             in_flight_path=Path(spec["in_flight_path"]),
             run_ids=spec["run_ids"],
-            retry_failed=spec["configs"][0]["retry_failed"],
+            retry_failed=spec["configs"][0].retry_failed,
         )
         if logbook.num_damaged:
             print(
@@ -128,11 +129,11 @@ def _logbook_maker(
     return make
 
 
-def num_threads(config: dict[str, Any]) -> int:
+def num_threads(config: JobConfig) -> int:
     """CPU threads of the process: num_threads, else torch's own choice, which the jobs that run at once
     share."""
-    given: int | None = config["num_threads"]
-    return max(1, torch.get_num_threads() // config["num_workers"]) if given is None else given
+    given: int | None = config.num_threads
+    return max(1, torch.get_num_threads() // config.num_workers) if given is None else given
 
 
 def _end_with(parent_pid: int) -> None:

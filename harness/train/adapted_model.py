@@ -32,7 +32,6 @@ from harness.record.schema import content_hash
 from harness.train.checkpoint import save_model
 from harness.train.context import Job
 from harness.train.errors import typed_errors
-from harness.train.settings import peak_rate
 from harness.train.trained_model import (
     TrainPoint,
     checkpoint_path,
@@ -72,24 +71,26 @@ def obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainP
     train_seconds is the sum of the base's and the experts' time, and tokens_per_s the tokens of both by
     that sum; null for a pretrained base. The base's own speed is details["base_tokens_per_s"].
     Raises as `harness.train.trained_model.obtain`."""
-    settings, reference = job.config["arch"]["expert_training"], job.config["reference"]
-    train_settings, rate = job.config["train"], peak_rate(job.config)  # the base's rate
+    settings, reference = job.config.arch.expert_training, job.config.reference
+    recipe = job.config.train
+    rate = job.config.peak_learning_rate  # the base's; None for a pretrained base
+    assert settings is not None
     checkpoint = getattr(model.base, "checkpoint", None)
-    key = {"model": model_config, "experts": settings, "base": reference["model"]}
-    if train_settings["search"]:
-        key["base_rates"] = train_settings["search_grid"]
+    key: dict[str, Any] = {"model": model_config, "experts": settings, "base": reference.model}
+    if recipe.search:
+        key["base_rates"] = recipe.search_grid
     if checkpoint is not None:
         key["checkpoint"] = _fingerprint(Path(checkpoint))
-    path = checkpoint_path(job, training_hash(job.config, key, rate, job.corpus.content_hash))
+    path = checkpoint_path(job, training_hash(job.config.to_plain(), key, rate, job.corpus.content_hash))
     if path.exists():
         return load_point(job, path, model)
     samplers = _samplers(job, model.domains, settings["prompts"])
-    if reference.get("is_pretrained"):
+    if reference.is_pretrained:
         point = measure_pretrained(job, model)  # untrained experts are the base
         point["details"]["checkpoint"] = checkpoint
     else:
-        base = build_model(reference["model"]).to(job.device)
-        point = obtain_trained(job, base, reference["model"])
+        base = build_model(reference.model).to(job.device)
+        point = obtain_trained(job, base, reference.model)
         model.load_base(base.state_dict())
         del base
     model.eval()
@@ -115,7 +116,7 @@ def _samplers(job: Job, domains: tuple[str, ...], prompts: dict[str, Any]) -> Sa
     make: Callable[..., Sampler] = instantiate({**prompts, "_partial_": True})
     return {
         split: {
-            domain: make(split=getattr(job.corpus, split), domain=domain, seed=job.config["seed"])
+            domain: make(split=getattr(job.corpus, split), domain=domain, seed=job.config.seed)
             for domain in domains
         }
         for split in ("train", "validation")
@@ -126,7 +127,7 @@ def _train(
     job: Job, model: Any, samplers: Samplers, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Experts, dispatch and LoRA; details and metrics of the point."""
-    seed, both = job.config["seed"], (samplers["train"], samplers["validation"])
+    seed, both = job.config.seed, (samplers["train"], samplers["validation"])
     started = time.perf_counter()
     tuning = expert_tuning(settings)
     with progress_bar(job, "experts", tuning.num_steps * len(model.domains)) as bar:
@@ -200,9 +201,7 @@ def _few_shot(
             more = batch_of(model, sampler, step)
             prompts, answers = torch.cat((prompts, more[0])), torch.cat((answers, more[1]))
         shots = prompts[: settings.num_shots], answers[: settings.num_shots]
-        mixture = few_shot_mixture(
-            model, *shots, settings, max_rows=max_rows, seed=job.config["seed"] + index
-        )
+        mixture = few_shot_mixture(model, *shots, settings, max_rows=max_rows, seed=job.config.seed + index)
         model.dispatcher.mixtures[model.domains.index(domain)] = mixture.to(model.dispatcher.mixtures)
         seconds = time.perf_counter() - started
         found[domain] = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from harness.config.schema import JobConfig
 from harness.record.writer import Logbook
 
 
@@ -14,7 +15,7 @@ from harness.record.writer import Logbook
 class Job:
     """What the steps of a quality job share."""
 
-    config: dict[str, Any]
+    config: JobConfig
     device: torch.device
     dtype: torch.dtype
     corpus: Any
@@ -24,7 +25,7 @@ class Job:
     @property
     def identity(self) -> tuple[str, str, int]:
         """arch, size, seed."""
-        return self.config["arch"]["name"], self.config["size"]["name"], self.config["seed"]
+        return self.config.arch.name, self.config.size.name, self.config.seed
 
     def begin_training(self) -> None:
         """Puts a death from here on down to training, unless that is recorded already."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -178,7 +178,7 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
         if parameter.requires_grad:
             is_decayed = parameter.ndim >= 2 and getattr(parameter, "is_decayed", True)
             (decayed if is_decayed else others).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]

@@ -19,7 +19,7 @@ from harness.train.checkpoint import load_model, save_model
 from harness.train.context import Job
 from harness.train.errors import Diverged, typed_errors
 from harness.train.loop import History, mean_loss, train
-from harness.train.settings import peak_rate, training_settings
+from harness.train.settings import training_settings
 
 #: What a "train" point says: metrics, samples, details.
 TrainPoint = dict[str, Any]
@@ -28,7 +28,7 @@ TrainPoint = dict[str, Any]
 def obtain(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
     """Leaves `model` trained and returns what its "train" point says; one that came with its weights is left
     as it is. Raises Diverged, or Failed where an error ended the training, and CheckpointError."""
-    if job.config["arch"].get("is_pretrained"):
+    if job.config.arch.is_pretrained:
         return measure_pretrained(job, model)
     return obtain_trained(job, model, model_config)
 
@@ -61,9 +61,11 @@ def measure_pretrained(job: Job, model: SequenceModel) -> TrainPoint:
 def obtain_trained(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
     """At the best rate of a search, or at the architecture's: Transformer²'s base comes here too, and so
     is the very model of the base's own job."""
-    if job.config["train"]["search"]:
+    if job.config.train.search:
         return _search(job, model, model_config)
-    return _train_at(job, model, model_config, peak_rate(job.config))
+    rate = job.config.peak_learning_rate
+    assert rate is not None, "a model that is not trained here"
+    return _train_at(job, model, model_config, rate)
 
 
 def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
@@ -71,7 +73,7 @@ def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Tra
     batches of the mixture that is trained on, text and needles."""
     outcomes: dict[float, float] = {}
     next(iter(job.stream.mixture_batches()))  # raises before the training where it cannot be made
-    for rate in job.config["train"]["search_grid"]:
+    for rate in job.config.train.search_grid:
         cell = {"learning_rate": rate}
         job.begin_training()
         try:
@@ -98,11 +100,13 @@ def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> Tra
 
 def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate: float) -> TrainPoint:
     """Trains at one learning rate, or loads what was trained so. Raises Diverged."""
-    path = checkpoint_path(job, training_hash(job.config, model_config, rate, job.corpus.content_hash))
+    path = checkpoint_path(
+        job, training_hash(job.config.to_plain(), model_config, rate, job.corpus.content_hash)
+    )
     if path.exists():
         return load_point(job, path, model)
-    training = training_settings(job.config, rate)
-    torch.manual_seed(job.config["seed"])
+    training = training_settings(job.config.train, rate)
+    torch.manual_seed(job.config.seed)
     model.load_state_dict(build_model(model_config).state_dict())
     state_path = path.with_suffix(".training")
     with progress_bar(job, "training", training.num_steps) as bar:
@@ -153,7 +157,7 @@ def trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
 
 
 def checkpoint_path(job: Job, name: str) -> Path:
-    return Path(job.config["output"]) / "checkpoints" / f"{name}.safetensors"
+    return Path(job.config.output) / "checkpoints" / f"{name}.safetensors"
 
 
 def progress_bar(job: Job, what: str, total: int) -> tqdm:

@@ -141,7 +141,7 @@ def trained(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         for key, value in environment.items():
             patch.setenv(key, value)
         patch.setattr(jobs, "_wait", in_this_process)
-        config = runner.plain(compose_config([*TINY, "task=[]", f"output={source}"]))
+        config = runner.job_config(compose_config([*TINY, "task=[]", f"output={source}"]))
         assert runner.run_process("quality", [config], line=0, stopping=threading.Event()) == []
 
     def lay(output: Path) -> None:
@@ -212,7 +212,7 @@ def run_job(
         monkeypatch.setattr(jobs, "_start", ForkedWorker if forks else start)
         config = compose_config([*TINY, f"output={output}", *overrides], str(PLUGIN / "conf"))
         trained(output)
-        return runner.run_process(kind, [runner.plain(config)], line=0, stopping=threading.Event())
+        return runner.run_process(kind, [runner.job_config(config)], line=0, stopping=threading.Event())
 
     return run
 

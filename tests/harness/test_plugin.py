@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.config.build import resolve
-from harness.config.check import check_config
-from harness.config.compose import compose_config
+from harness.config.build import checked_job
+from harness.config.compose import compose_config, resolve
 from harness.config.match import MATCH_TOLERANCE, matched_model_config, mismatch_text
+from harness.config.schema import parse_job
 from harness.record.schema import Point
 
 CONF = Path(__file__).resolve().parent / "plugin" / "conf"
@@ -68,19 +68,18 @@ def test_a_yaml_file_that_lacks_something_says_what(
 
 def test_what_is_not_matched_is_compared_and_said(in_environment: None) -> None:
     overrides = ["arch=toy", "arch.match=null", "arch.model.d_ff=4"]
-    model_config, mismatch = matched_model_config(resolve(compose_config(overrides, str(CONF))))
+    model_config, mismatch = matched_model_config(parse_job(resolve(compose_config(overrides, str(CONF)))))
     assert model_config["d_ff"] == 4 and mismatch is not None and mismatch < -MATCH_TOLERANCE
     assert mismatch_text(mismatch).endswith(
         "against the reference; more than 2%, and left so, for arch.match is null."
     )
     assert mismatch_text(0.011) == "parameters +1.10% against the reference."
-    assert matched_model_config(resolve(compose_config(["arch=transformer"])))[1] is None
+    assert matched_model_config(parse_job(resolve(compose_config(["arch=transformer"]))))[1] is None
 
 
 def test_a_failing_constructor_ends_in_its_own_sentence(in_environment: None) -> None:
     config = resolve(compose_config(["arch=toy", "size.d_model=-1"], str(CONF)))
     with pytest.raises(ValueError, match=r"size.d_model=-1 must be positive"):
-        check_config(config)
+        checked_job(config)
     config = resolve(compose_config(["arch=toy", "match=none"], str(CONF)))
-    check_config(config)
-    assert matched_model_config(config)[1] is None
+    assert matched_model_config(checked_job(config))[1] is None

@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 
-from harness.config.build import resolve
-from harness.config.check import check_config
-from harness.config.compose import compose_config
-from harness.train.settings import peak_rate, training_settings
+from harness.config.build import checked_job
+from harness.config.compose import compose_config, resolve
+from harness.config.schema import JobConfig
+from harness.train.settings import training_settings
 
 CONF = Path(__file__).resolve().parent.parent.parent.parent / "conf"
 RECIPES = sorted(path.stem for path in (CONF / "train").glob("*.yaml") if path.stem != "default")
 
 
-def compose(*overrides: str) -> dict[str, Any]:
-    config = resolve(compose_config(list(overrides)))
-    check_config(config)
-    return config
+def compose(*overrides: str) -> JobConfig:
+    return checked_job(resolve(compose_config(list(overrides))))
 
 
 @pytest.mark.parametrize(
@@ -40,8 +38,8 @@ def test_a_recipe_is_the_papers(
     recipe: str, size: str, num_steps: int, rate: float, final: float, warmup_tokens: float
 ) -> None:
     config = compose(f"train={recipe}", f"size={size}", "arch=ttt_linear")
-    settings = training_settings(config, peak_rate(config))
-    stream = config["train"]["stream"]
+    assert config.peak_learning_rate is not None
+    settings, stream = training_settings(config.train, config.peak_learning_rate), config.train.stream
     assert stream["batch_tokens"] == 2**19 and stream["needle_fraction"] == 0.0
     assert (settings.num_steps, stream["num_steps"]) == (num_steps, num_steps)
     assert max(map(settings.rate, range(0, num_steps, 10))) == pytest.approx(rate, rel=1e-3)

@@ -16,6 +16,7 @@ from archs.base import SequenceModel
 from harness.config.build import build_model, instantiate, resolve
 from harness.config.compose import compose_config
 from harness.config.match import matched_model_config
+from harness.config.schema import parse, parse_job
 from harness.train import loop as training_module
 from harness.train.checkpoint import load_model, save_model, save_training_state
 from harness.train.errors import CheckpointError, Diverged
@@ -53,14 +54,14 @@ class Source:
 
 
 def new_model(arch: str) -> SequenceModel:
-    config = resolve(compose_config([f"arch={arch}", "size=nano", "match=none"]))
+    config = parse_job(resolve(compose_config([f"arch={arch}", "size=nano", "match=none"])))
     torch.manual_seed(0)
     return build_model(matched_model_config(config)[0])
 
 
 def settings(num_steps: int = 20, **changes: Any) -> Training:
     fields: dict[str, Any] = {"num_steps": num_steps, "learning_rate": 3e-3, "validation_interval_steps": 5}
-    return Training(**fields | changes)
+    return parse(Training, fields | changes, "train")
 
 
 class Cut(Exception):
@@ -136,8 +137,6 @@ def test_the_rate_ends_where_it_is_told_to() -> None:
     assert settings(100, final_learning_rate=1e-5).rate(99) == pytest.approx(1e-5)
     assert settings(100, final_ratio=0.5).rate(99) == pytest.approx(1.5e-3)
     assert settings(100, final_learning_rate=1e-5).rate(9) == settings(100).rate(9) == 3e-3
-    with pytest.raises(ValueError, match=r"final_learning_rate=0.01 must lie between 0 and the peak, 0.003"):
-        settings(final_learning_rate=0.01)
     with pytest.raises(ValueError, match="micro_batch_tokens=0 must be positive"):
         settings(micro_batch_tokens=0)
 
@@ -191,17 +190,14 @@ def test_bfloat16_trains_under_autocast_with_float32_weights(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_steps": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}]
-)
-def test_settings_that_make_no_sense(changes: dict[str, Any]) -> None:
-    (name,) = changes
-    with pytest.raises(ValueError, match=f"{name}=.* must be positive"):
-        settings(**{"num_steps": 5} | changes)
-
-
-@pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("num_steps", 0),
+        ("num_steps", 2.0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", True),
+        ("weight_decay", float("inf")),
         ("validation_interval_steps", 0),
         ("gradient_clip", 0.0),
         ("warmup_fraction", 1.1),

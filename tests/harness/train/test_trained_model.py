@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from harness.train import trained_model as obtain
 from harness.train.errors import Diverged
+from tests.conftest import compose_job
 
 
 class Logbook:
@@ -43,13 +43,8 @@ def search(
     monkeypatch.setattr(obtain, "_train_at", train_at)
     monkeypatch.setattr(obtain, "mean_loss", lambda *arguments, **settings: mixture[trained[-1]])
     logbook: Any = Logbook()
-    config = {
-        "arch": {"name": "x"},
-        "size": {"name": "nano"},
-        "seed": 0,
-        "train": {"search_grid": list(mixture)},
-        "output": str(Path("unused")),
-    }
+    grid = ",".join(map(str, mixture))
+    config = compose_job("size=nano", "train.search=true", f"train.search_grid=[{grid}]")
     stream = SimpleNamespace(mixture_batches=lambda: iter([None]))
     job = obtain.Job(config, torch.device("cpu"), torch.float32, None, stream, logbook)
     point = obtain._search(job, torch.nn.Identity(), {})  # type: ignore[arg-type]
