@@ -166,7 +166,8 @@ class SlurmLauncher(Launcher):
         own = {"exclusive": True} if calls[0].job.is_timing else {}
         executor.update_parameters(**self._options, **own)
         try:
-            handles = executor.map_array(NodeJob.__call__, calls)
+            with executor.batch():
+                handles = [executor.submit(call) for call in calls]
         except FailedJobError as error:
             raise ValueError(f"sbatch refuses the job: {' '.join(str(error).split())}") from error
         tell(f"Slurm job {handles[0].job_id.split('_')[0]}: {', '.join(call.job.name for call in calls)}")

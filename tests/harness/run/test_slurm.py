@@ -19,7 +19,8 @@ from harness.run.slurm import SlurmLauncher
 pytest.importorskip("submitit")
 
 #: The commands of a cluster of one machine. The first NUM_LOST jobs and elements of arrays never run; with
-#: LOSES_SINGLES, no job runs that is not an element of an array.
+#: LOSES_SINGLES, no job runs that is not an element of an array. The job LATE is warned of its time limit
+#: while its model is being trained.
 COMMANDS = {
     "sbatch": """
 script = Path(sys.argv[1]).read_text()
@@ -43,8 +44,20 @@ for name in [f"{number}_{i}" for i in range(int(array[1]) + 1)] if array else [s
 print("Submitted batch job", number)
 """,
     "node": """
-subprocess.run(["bash", "-c", Path(sys.argv[2]).read_text()])
-(here / f"{sys.argv[1]}.listed").unlink()
+name, script = sys.argv[1], "trap '' USR2; " + Path(sys.argv[2]).read_text()
+process = subprocess.Popen(["bash", "-c", script], start_new_session=True)
+if name == os.environ.get("LATE"):
+    is_training = False
+    while not is_training:
+        time.sleep(0.02)
+        for path in Path(os.environ["JOBS"]).glob("*.in_flight.json"):
+            with contextlib.suppress(FileNotFoundError):
+                is_training = is_training or "transformer" in path.read_text()
+    os.killpg(process.pid, signal.SIGUSR2)
+process.wait()
+if (here / f"{name}.requeued").exists():
+    subprocess.run(["bash", "-c", script])
+(here / f"{name}.listed").unlink()
 """,
     "srun": """
 command = sys.argv[sys.argv.index(sys.executable):]
@@ -57,6 +70,10 @@ if len((here / "asked").read_text()) <= int(os.environ.get("NUM_SILENT", "0")):
     sys.exit("squeue: error: Unable to contact slurm controller")
 print(*(path.stem for path in here.glob("*.listed")), sep="\\n")
 """,
+    "scontrol": """
+assert sys.argv[1] == "requeue"
+(here / f"{sys.argv[2]}.requeued").touch()
+""",
     "scancel": """
 for name in sys.argv[1:]:
     (here / f"{name}.listed").unlink()
@@ -64,7 +81,7 @@ for name in sys.argv[1:]:
 """,
 }
 HEAD = f"""#!{sys.executable}
-import os, re, subprocess, sys
+import contextlib, os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 here = Path(os.environ["STAND_IN"])
@@ -121,22 +138,25 @@ def ignore(failures: list[Point], num_under_way: int) -> None:
     """Neither failures nor progress are looked at."""
 
 
-def test_a_sweep_goes_on_where_a_job_is_lost(
+def test_a_sweep_goes_on_where_a_job_is_lost_and_another_reaches_its_time_limit(
     cluster: Cluster,
     command: Callable[..., Any],
     tiny: list[str],
     tmp_path: Path,
     records: Callable[..., Any],
 ) -> None:
-    """The first of two jobs is lost once; both are measured, and the report comes when both are done."""
+    """The first of two jobs is lost once and the second is requeued; the report comes when both are done."""
     result = command(
         *("-m", "arch=recurrent,transformer", *tiny, "task=[perplexity]", f"output={tmp_path / 'out'}"),
         *("tasks.perplexity.context_lengths_tokens=[128]", "tasks.perplexity.num_documents=2"),
         *("launcher=slurm", "launcher.poll_s=0.2"),
         **cluster.variables,
         NUM_LOST="1",
+        LATE="1_1",
+        JOBS=str(tmp_path / "out" / "jobs"),
     )
     assert result.code == 0, result.err
+    assert (cluster.folder / "1_1.requeued").exists()
     assert (
         result.err.count("it is submitted again") == 1
         and "recurrent-nano-seed0: Slurm's job 1_0" in result.err
