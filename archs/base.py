@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ class SequenceModel(nn.Module, ABC):
 
     vocab_size: int
 
-    #: True where the state depends on `dispatch` or `select_domain` (Transformer²).
+    #: True where the state depends on `dispatch` or `select_domain`; see AdaptiveModel.
     is_adaptive: bool = False
 
     #: True where a prompt must come in one call of `prefill` to be read as fast as the model can: a timing
@@ -182,16 +183,56 @@ class SequenceModel(nn.Module, ABC):
         return sum(p.numel() for p in self.parameters())
 
     def dispatch(self, prompt: Tensor, state: State) -> State:
-        """Reads the whole prompt (B, T) and fixes the expert mixture in an empty `state`.
+        """Read the whole prompt (B, T) and fix the expert mixture in an empty `state`.
         The identity unless `is_adaptive`."""
         del prompt
         return state
 
     def select_domain(self, domain: str, state: State) -> State:
-        """Puts the expert trained for `domain` into an empty `state`, the base where there is
+        """Put the expert trained for `domain` into an empty `state`, the base where there is
         none. The identity unless `is_adaptive`."""
         del domain
         return state
+
+
+class AdaptiveModel(SequenceModel):
+    """A base with one expert per domain, one LoRA adapter per domain to compare with, and strategies that
+    choose experts for a prompt (Transformer²).
+
+    A state has a field `mixture` (B, E): the weight of each domain's expert in each row, in the order of
+    `domains`. Zeros are the base. An empty state starts there.
+    """
+
+    is_adaptive = True
+
+    domains: tuple[str, ...]
+
+    @abstractmethod
+    def dispatch(
+        self, prompt: Tensor, state: State, strategy: str | None = None, target: str | None = None
+    ) -> State:
+        """Read the whole prompt (B, T) and fix the mixture in an empty `state`.
+
+        strategy: None is the model's own. target: the domain that a strategy is told, where it is told one.
+        Raises ValueError if the state is not empty, or the strategy is not known or lacks what it needs."""
+
+    @abstractmethod
+    def select_domain(self, domain: str, state: State) -> State:
+        """Put the expert trained for `domain` into an empty `state`, the base where there is none."""
+
+    @abstractmethod
+    def lora_attached(self, domain: str) -> AbstractContextManager[None]:
+        """Return a context within which the model computes with the LoRA adapter of `domain` added."""
+
+    @abstractmethod
+    def answer_logits(self, prompts: Tensor, answers: Tensor, mixture: Tensor | None = None) -> Tensor:
+        """prompts (B, P), answers (B, A), mixture (B, E) or None for the base -> the logits (B, A, V) that
+        predict the answers' tokens; differentiable."""
+
+    @abstractmethod
+    def num_tuned_parameters(self, adaptation: str) -> int:
+        """Return how many learned numbers an adaptation uses beside the base: "base" none, "expert" those
+        of one expert, "lora" those of one adapter, a strategy those of all experts and its own."""
 
 
 def _no_kinds(module: nn.Module, num_tokens: int) -> NotImplementedError:

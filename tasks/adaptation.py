@@ -36,13 +36,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, Protocol, cast
+from contextlib import nullcontext
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from archs.base import SequenceModel, State
+from archs.base import AdaptiveModel, SequenceModel, State
+from archs.generate import generate, read
 from harness.measure.statistics import percentile
 from harness.measure.time import time_call_ms
 from harness.record.metrics import Metric
@@ -57,33 +58,6 @@ TOLD = ("base", "expert", "lora", "few_shot")
 
 #: step -> prompts (B, P) and right answers (B, A).
 Examples = Callable[[int], tuple[Tensor, Tensor]]
-
-
-class _LowRank(Protocol):
-    num_parameters_each: int
-
-
-class _FirstPass(Protocol):
-    def num_parameters_of(self, strategy: str) -> int: ...
-
-
-class _Adaptive(Protocol):
-    """What is needed of the model beside the contract; see archs.transformer_squared.model."""
-
-    domains: tuple[str, ...]
-    experts: nn.Parameter
-    lora: _LowRank
-    dispatcher: _FirstPass
-
-    def lora_attached(self, domain: str) -> AbstractContextManager[None]: ...
-    def answer_logits(self, prompts: Tensor, answers: Tensor, mixture: Tensor | None = None) -> Tensor: ...
-    def dispatch(
-        self, prompt: Tensor, state: State, strategy: str | None = None, target: str | None = None
-    ) -> State: ...
-    def select_domain(self, domain: str, state: State) -> State: ...
-    def init_state(self, batch_size: int, max_context_tokens: int) -> State: ...
-    def prefill(self, tokens: Tensor, state: State, num_logits: int = 1) -> tuple[Tensor, State]: ...
-    def decode(self, token: Tensor, state: State) -> tuple[Tensor, State]: ...
 
 
 class Adaptation(Task):
@@ -169,7 +143,7 @@ class Adaptation(Task):
 
     @torch.no_grad()
     def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
-        adaptive, domain, name = cast(_Adaptive, model), cell["domain"], cell["adaptation"]
+        adaptive, domain, name = cast(AdaptiveModel, model), cell["domain"], cell["adaptation"]
         is_correct: list[int] = []
         log_probabilities: list[float] = []
         own_weights: list[float] = []
@@ -198,7 +172,7 @@ class Adaptation(Task):
             "num_examples": len(is_correct),
             "answer_probability": sum(map(math.exp, log_probabilities)) / len(log_probabilities),
             "answer_log_probability_nats": sum(log_probabilities) / len(log_probabilities),
-            "num_tuned_parameters": self._num_tuned(adaptive, name),
+            "num_tuned_parameters": adaptive.num_tuned_parameters(name),
             "right_domain_share": sum(own_weights) / len(own_weights) if has_first_pass else None,
             "first_pass_ms": percentile(first_ms, 0.5) if has_first_pass else None,
             "second_pass_ms": percentile(second_ms, 0.5),
@@ -220,7 +194,7 @@ class Adaptation(Task):
             yield prompts[:left].to(self._device), answers[:left].to(self._device)
             left, step = left - len(prompts), step + 1
 
-    def _adapted(self, model: _Adaptive, prompts: Tensor, state: State, domain: str, name: str) -> State:
+    def _adapted(self, model: AdaptiveModel, prompts: Tensor, state: State, domain: str, name: str) -> State:
         """An empty state with the adaptation's mixture for the prompts."""
         if name in ("base", "lora"):
             return state
@@ -229,7 +203,7 @@ class Adaptation(Task):
         return model.dispatch(prompts, state, strategy=name, target=domain)
 
     def _times_ms(
-        self, model: _Adaptive, prompt: Tensor, num_answer_tokens: int, domain: str, name: str
+        self, model: AdaptiveModel, prompt: Tensor, num_answer_tokens: int, domain: str, name: str
     ) -> tuple[float, float]:
         """Of the first pass over one prompt (1, P), and of the second."""
         states = [model.init_state(1, prompt.shape[1] + num_answer_tokens)]
@@ -238,19 +212,6 @@ class Adaptation(Task):
         )
 
         def answer() -> None:
-            logits, state = model.prefill(prompt, states.pop())
-            token = logits[:, -1].argmax(-1)
-            for _ in range(num_answer_tokens - 1):
-                logits, state = model.decode(token, state)
-                token = logits.argmax(-1)
+            generate(model, read(model, prompt, states.pop()), num_tokens=num_answer_tokens)
 
         return first, time_call_ms(answer, self._device)
-
-    def _num_tuned(self, model: _Adaptive, name: str) -> int:
-        if name == "base":
-            return 0
-        if name == "lora":
-            return model.lora.num_parameters_each
-        if name == "expert":
-            return model.experts.shape[1]
-        return model.experts.numel() + model.dispatcher.num_parameters_of(name)

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archs.base import SequenceModel, State, clone_state
+from archs.base import SequenceModel
+from archs.generate import branch, generate, read, score_answers
 from harness.record.metrics import Metric
 from tasks.base import Measurement, Task, TaskInputs, require_positive, with_interval
 from tasks.examples.needle import NeedleMaker
@@ -180,32 +181,11 @@ class Needle(Task):
             yield Examples(tokens, [needles.depth_tokens for needles in drawn])
 
     def _answer(self, model: SequenceModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether greedy decoding gives each row's answer (B,), and its log-probability (B,)."""
+        """Return whether greedy decoding gives each row's answer (B,), and its log-probability (B,)."""
         num_answer = self._maker.answer_tokens
         prompt, answer = tokens[:, :-num_answer], tokens[:, -num_answer:]
-        logits, state = self._prefill(model, prompt, context_tokens=tokens.shape[1])
-
-        forced = [logits]
-        if num_answer > 1:
-            later, _ = model.prefill(answer[:, :-1], clone_state(state), num_logits=num_answer - 1)
-            forced.append(later)
-        log_softmax = torch.cat(forced, dim=1).double().log_softmax(-1)
-        log_probability = log_softmax.gather(-1, answer[..., None])[..., 0].sum(1)
-
-        token = logits[:, -1].argmax(-1)
-        decoded = [token]
-        for _ in range(num_answer - 1):
-            logits, state = model.decode(token, state)
-            token = logits.argmax(-1)
-            decoded.append(token)
-        return (torch.stack(decoded, dim=1) == answer).all(1), log_probability
-
-    def _prefill(self, model: SequenceModel, prompt: Tensor, context_tokens: int) -> tuple[Tensor, State]:
-        """The prompt in chunks; logits (B, 1, V) of its last token."""
-        state = model.init_state(prompt.shape[0], context_tokens)
-        if model.is_adaptive:
-            state = model.dispatch(prompt, state)
-        chunks = prompt.split(self.chunk_tokens, dim=1)
-        for chunk in chunks[:-1]:
-            _, state = model.prefill(chunk, state, num_logits=0)
-        return model.prefill(chunks[-1], state, num_logits=1)
+        state = model.dispatch(prompt, model.init_state(*tokens.shape))
+        reading = read(model, prompt, state, chunk_tokens=self.chunk_tokens)
+        scores = score_answers(model, branch(reading), answer)
+        decoded = generate(model, reading, num_tokens=num_answer).tokens
+        return (decoded == answer).all(1), scores.log_probabilities_nats.sum(1)

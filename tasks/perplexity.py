@@ -28,13 +28,11 @@ import torch
 from torch import Tensor
 
 from archs.base import SequenceModel
+from archs.generate import score_text
 from harness.record.metrics import Metric
 from tasks.base import Measurement, Task, TaskInputs, require_positive, with_interval
 from tasks.data.corpus import Split
 from tasks.statistics import bootstrap_ratio_interval
-
-#: Elements of the logits that a chunk may hold: 128 MiB in float32.
-MAX_LOGITS = 2**25
 
 
 class Window(NamedTuple):
@@ -132,21 +130,12 @@ class Perplexity(Task):
                 yield windows[first : first + num_rows]
 
     def _score(self, model: SequenceModel, batch: list[Window]) -> Tensor:
-        """Loss in nats of every target of the windows (rows, length)."""
+        """Return the loss in nats of every target of the windows (rows, length)."""
         length = batch[0].length
         rows = torch.stack([self._tokens[w.document, w.start : w.start + length + 1] for w in batch])
-        tokens, targets = rows[:, :-1].to(self._device), rows[:, 1:].to(self._device)
-        chunk = max(1, min(self.chunk_tokens, MAX_LOGITS // (len(batch) * model.vocab_size)))
         state = model.init_state(len(batch), length)
-        if model.is_adaptive:
-            state = model.select_domain(self._domains[batch[0].document], state)
-        losses = []
-        for first in range(0, length, chunk):
-            part = slice(first, first + chunk)
-            logits, state = model.prefill(tokens[:, part], state, num_logits=tokens[:, part].shape[1])
-            log_probabilities = logits.float().log_softmax(-1)
-            losses.append(-log_probabilities.gather(-1, targets[:, part, None])[..., 0])
-        return torch.cat(losses, dim=1)
+        state = model.select_domain(self._domains[batch[0].document], state)
+        return score_text(model, rows.to(self._device), state, chunk_tokens=self.chunk_tokens)
 
     def _summary(self, losses: np.ndarray, context_tokens: int, *, is_adaptive: bool) -> Measurement:
         document_nats = losses.sum(axis=1)

@@ -72,17 +72,11 @@ class Dispatcher(nn.Module):
         few_shot_target: str | None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("dispatch_strategy", strategy, get_args(Strategy)),
-            ("dispatch_rule", rule, get_args(DispatchRule)),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
+        if rule not in get_args(DispatchRule):
+            raise ValueError(f"dispatch_rule={rule!r} must be one of {', '.join(get_args(DispatchRule))}")
         question, labels = classification_prompt or ((), ())
         if labels and (len(labels) != len(domains) or len(set(labels)) < len(labels)):
             raise ValueError(f"classification_prompt has the labels {list(labels)}; one a domain is needed")
-        if few_shot_target is not None and few_shot_target not in domains:
-            raise ValueError(f"few_shot_target={few_shot_target!r} must be one of {', '.join(domains)}")
         self.domains, self.strategy, self.rule = tuple(domains), strategy, rule
         self.few_shot_target = few_shot_target
         self.classifier = nn.Linear(num_features, len(domains))
@@ -92,7 +86,7 @@ class Dispatcher(nn.Module):
         self.register_buffer("question", torch.tensor(list(question), dtype=torch.long), persistent=False)
         self.register_buffer("labels", torch.tensor(list(labels), dtype=torch.long), persistent=False)
         self.register_buffer("mixtures", torch.eye(len(domains)))
-        self.check(strategy)
+        self.check(strategy, few_shot_target)
 
     @torch.no_grad()
     def reset(self, start: float) -> None:
@@ -104,7 +98,11 @@ class Dispatcher(nn.Module):
         nn.init.eye_(self.mixtures)
 
     def check(self, strategy: str, target: str | None = None) -> None:
-        """Raises ValueError where the strategy lacks what it needs."""
+        """Raise ValueError if the strategy or its target is unknown, or the strategy lacks what it needs."""
+        if strategy not in get_args(Strategy):
+            raise ValueError(f"dispatch_strategy={strategy!r} must be one of {', '.join(get_args(Strategy))}")
+        if target is not None and target not in self.domains:
+            raise ValueError(f"few_shot_target={target!r} must be one of {', '.join(self.domains)}")
         if strategy in ("prompt", "classification_expert") and not self.labels.numel():
             raise ValueError(f"dispatch_strategy={strategy!r} needs a classification_prompt")
         if strategy == "few_shot" and target is None and self.few_shot_target is None:
@@ -141,7 +139,7 @@ class Dispatcher(nn.Module):
         return scores
 
     def choose(
-        self, model: Reader, prompt: Tensor, strategy: Strategy | None = None, target: str | None = None
+        self, model: Reader, prompt: Tensor, strategy: str | None = None, target: str | None = None
     ) -> Tensor:
         """prompt (B, T) -> the mixture of every row (B, E).
 

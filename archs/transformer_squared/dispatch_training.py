@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from archs.transformer_squared.policies import AdaptiveModel
+from archs.transformer_squared.model import TransformerSquared
 from archs.transformer_squared.training import Sampler, batch_of
 
 #: Steps and rate of the linear classifier, whose features are computed once.
@@ -63,7 +63,7 @@ class FewShot:
 
 
 def _labelled(
-    model: AdaptiveModel, samplers: Mapping[str, Sampler], step: int, share: int = 1
+    model: TransformerSquared, samplers: Mapping[str, Sampler], step: int, share: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Prompts of every domain, one in `share` of a batch, and their domains' numbers."""
     prompts = [batch_of(model, samplers[domain], step)[0] for domain in model.domains]
@@ -74,7 +74,7 @@ def _labelled(
 
 @torch.no_grad()
 def dispatch_accuracy(
-    model: AdaptiveModel, samplers: Mapping[str, Sampler], *, strategy: str, num_batches: int
+    model: TransformerSquared, samplers: Mapping[str, Sampler], *, strategy: str, num_batches: int
 ) -> float:
     """The share of prompts whose own domain a strategy scores highest."""
     right = []
@@ -84,7 +84,7 @@ def dispatch_accuracy(
     return torch.cat(right).mean().item()
 
 
-def train_classifier(model: AdaptiveModel, training: Mapping[str, Sampler], *, num_batches: int) -> None:
+def train_classifier(model: TransformerSquared, training: Mapping[str, Sampler], *, num_batches: int) -> None:
     """Fits `model.classifier` to tell the domains' prompts apart by cross-entropy, on features of the
     base that are computed once."""
     with torch.no_grad():
@@ -102,7 +102,7 @@ def train_classifier(model: AdaptiveModel, training: Mapping[str, Sampler], *, n
 
 
 def train_classification_expert(
-    model: AdaptiveModel,
+    model: TransformerSquared,
     training: Mapping[str, Sampler],
     *,
     num_steps: int,
@@ -149,7 +149,13 @@ def cross_entropy_method(
 
 @torch.no_grad()
 def few_shot_mixture(
-    model: AdaptiveModel, prompts: Tensor, answers: Tensor, settings: FewShot, *, max_rows: int, seed: int
+    model: TransformerSquared,
+    prompts: Tensor,
+    answers: Tensor,
+    settings: FewShot,
+    *,
+    max_rows: int,
+    seed: int,
 ) -> Tensor:
     """Searches the mixture (E,) under which the model answers the shots best: prompts (S, P), answers (S, A).
 

@@ -15,7 +15,17 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from archs.base import Advance, Flops, Phase, SequenceModel, check_prefill, decode, decode_at, prefill
+from archs.base import (
+    AdaptiveModel,
+    Advance,
+    Flops,
+    Phase,
+    SequenceModel,
+    check_prefill,
+    decode,
+    decode_at,
+    prefill,
+)
 from archs.cross_entropy import chunked_cross_entropy
 from archs.decoder import Decoder, DecoderState
 from archs.transformer_squared.dispatch import Dispatcher, DispatchRule, Strategy
@@ -39,7 +49,7 @@ class TransformerSquaredState(NamedTuple):
     num_tokens: int
 
 
-class TransformerSquared(SequenceModel):
+class TransformerSquared(AdaptiveModel):
     """A Decoder whose feed-forward matrices are kept as U diag(S) V', and experts that scale S.
 
     A row's multipliers are z = 1 + sum_e a_e (z_e - 1): the paper's linear interpolation
@@ -61,8 +71,6 @@ class TransformerSquared(SequenceModel):
     Raises ValueError where the base is no Decoder or has no feed-forward, there is no domain, one occurs
     twice, or a setting is not known.
     """
-
-    is_adaptive = True
 
     def __init__(
         self,
@@ -172,6 +180,15 @@ class TransformerSquared(SequenceModel):
         base = sum(p.numel() for p in self.base.parameters()) + sum(m.num_entries for m in self.matrices)
         dispatcher = self.dispatcher
         return base + self.experts.numel() + dispatcher.num_parameters_of(dispatcher.strategy)
+
+    def num_tuned_parameters(self, adaptation: str) -> int:
+        if adaptation == "base":
+            return 0
+        if adaptation == "lora":
+            return self.lora.num_parameters_each
+        if adaptation == "expert":
+            return self.experts.shape[1]
+        return self.experts.numel() + self.dispatcher.num_parameters_of(adaptation)
 
     def _multipliers(self, vectors: Tensor) -> Tensor:
         """Expert vectors (..., R) -> what they multiply the singular values by, (..., R)."""
@@ -299,7 +316,7 @@ class TransformerSquared(SequenceModel):
         self,
         prompt: Tensor,
         state: TransformerSquaredState,
-        strategy: Strategy | None = None,
+        strategy: str | None = None,
         target: str | None = None,
     ) -> TransformerSquaredState:
         """The first pass (section 3.2): reads the whole prompt (B, T) and fixes the mixture of every row,

@@ -7,60 +7,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from archs.base import State
-
-
-class LowRank(Protocol):
-    """See archs.transformer_squared.lora. a and b: (E, ...), one entry an adapter."""
-
-    a: nn.ParameterList
-    b: nn.ParameterList
-
-    @property
-    def num_parameters_each(self) -> int: ...
-    @property
-    def description(self) -> str: ...
-
-
-class FirstPass(Protocol):
-    """See archs.transformer_squared.dispatch."""
-
-    expert: nn.Parameter
-    mixtures: Tensor
-
-    def pooled_features(self, model: AdaptiveModel, prompt: Tensor) -> Tensor: ...
-    def scores(self, model: AdaptiveModel, prompt: Tensor, strategy: str) -> Tensor: ...
-
-
-class AdaptiveModel(Protocol):
-    """What the training needs beside `archs.base.SequenceModel`; see archs.transformer_squared.model."""
-
-    domains: tuple[str, ...]
-    experts: nn.Parameter
-    lora: LowRank
-    dispatcher: FirstPass
-
-    @property
-    def classifier(self) -> nn.Linear: ...
-    def domain_mixture(self, domain: str, batch_size: int) -> Tensor: ...
-    def lora_attached(self, domain: str) -> AbstractContextManager[None]: ...
-    def answer_logits(self, prompts: Tensor, answers: Tensor, mixture: Tensor | None = None) -> Tensor: ...
-    def init_state(self, batch_size: int, max_context_tokens: int) -> State: ...
-    def select_domain(self, domain: str, state: State) -> State: ...
-    def prefill(self, tokens: Tensor, state: State, num_logits: int = 1) -> tuple[Tensor, State]: ...
-    def decode(self, token: Tensor, state: State) -> tuple[Tensor, State]: ...
+from archs.generate import Sampling, generate, read
+from archs.transformer_squared.model import TransformerSquared
 
 
 class Policy(ABC):
     """The model under one domain's tuned parameters, the entry `index` of each of `parameters`; the other
     entries get no gradient."""
 
-    def __init__(self, model: AdaptiveModel, domain: str) -> None:
+    def __init__(self, model: TransformerSquared, domain: str) -> None:
         self.model, self.domain = model, domain
         self.index = model.domains.index(domain)
 
@@ -83,19 +43,15 @@ class Policy(ABC):
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, *, num_tokens: int, generator: torch.Generator) -> Tensor:
-        """prompts (B, P) -> continuations (B, num_tokens), sampled at temperature 1."""
+        """Sample continuations at temperature 1: prompts (B, P) -> tokens (B, num_tokens)."""
         batch_size, prompt_tokens = prompts.shape
-        sampled: list[Tensor] = []
         with self._adapted():
             state = self._start(self.model.init_state(batch_size, prompt_tokens + num_tokens))
-            logits, state = self.model.prefill(prompts, state)
-            logits = logits[:, -1]
-            for step in range(num_tokens):
-                probabilities = logits.float().softmax(dim=-1)
-                sampled.append(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
-                if step < num_tokens - 1:
-                    logits, state = self.model.decode(sampled[-1], state)
-        return torch.stack(sampled, dim=1)
+            reading = read(self.model, prompts, state)
+            sampling = Sampling(temperature=1.0)
+            return generate(
+                self.model, reading, num_tokens=num_tokens, sampling=sampling, generator=generator
+            ).tokens
 
     def get(self) -> list[Tensor]:
         """A copy of this domain's parameters."""

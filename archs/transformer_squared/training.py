@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from archs.transformer_squared.policies import AdaptiveModel, ExpertPolicy, Policy
+from archs.transformer_squared.model import TransformerSquared
+from archs.transformer_squared.policies import ExpertPolicy, Policy
 
 #: step number -> prompts (B, P) and answers (B, A), the same ones whenever asked for that step.
 Sampler = Callable[[int], tuple[Tensor, Tensor]]
@@ -153,7 +154,7 @@ def policy_loss(
     return loss
 
 
-def batch_of(model: AdaptiveModel, sampler: Sampler, step: int) -> tuple[Tensor, Tensor]:
+def batch_of(model: TransformerSquared, sampler: Sampler, step: int) -> tuple[Tensor, Tensor]:
     """A sampler's batch on the model's device."""
     prompts, answers = sampler(step)
     return prompts.to(model.experts.device), answers.to(model.experts.device)
@@ -219,7 +220,7 @@ def tune(
 
 
 def train_experts(
-    model: AdaptiveModel,
+    model: TransformerSquared,
     training: Mapping[str, Sampler],
     validation: Mapping[str, Sampler],
     *,

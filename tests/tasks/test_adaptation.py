@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from archs.base import AdaptiveModel, Flops, Phase, State
 from harness.config.build import instantiate, resolve
 from harness.config.compose import compose_config
 from tasks.adaptation import Adaptation
@@ -20,19 +21,18 @@ NAMES = ["base", "expert", "lora", "prompt", "few_shot"]
 VOCAB = 5
 
 
-class State(NamedTuple):
+class MixtureState(NamedTuple):
     mixture: Tensor
 
 
-class Model:
+class Model(AdaptiveModel):
     """Answers token 1 with the right expert, token 3 with LoRA, else token 2."""
 
     domains = ("a", "b")
-    experts = torch.zeros(2, 10)
-    lora = SimpleNamespace(num_parameters_each=7)
-    dispatcher = SimpleNamespace(num_parameters_of={"prompt": 0, "few_shot": 2}.__getitem__)
+    vocab_size = VOCAB
 
     def __init__(self) -> None:
+        super().__init__()
         self.attached = ""
         self.calls: list[tuple[str, Any]] = []
 
@@ -42,26 +42,45 @@ class Model:
         yield
         self.attached = ""
 
-    def init_state(self, batch_size: int, max_context_tokens: int) -> State:
-        return State(torch.zeros(batch_size, 2))
+    def num_tuned_parameters(self, adaptation: str) -> int:
+        return {"base": 0, "expert": 10, "lora": 7, "prompt": 20, "few_shot": 22}[adaptation]
+
+    def init_state(self, batch_size: int, max_context_tokens: int) -> MixtureState:
+        return MixtureState(torch.zeros(batch_size, 2))
 
     def select_domain(self, domain: str, state: State) -> State:
         state.mixture[:, self.domains.index(domain)] = 1.0
         return state
 
-    def dispatch(self, prompt: Tensor, state: State, strategy: str, target: str) -> State:
+    def dispatch(
+        self, prompt: Tensor, state: State, strategy: str | None = None, target: str | None = None
+    ) -> State:
         """The prompt strategy is right where the first token is even; a few shots always."""
+        assert strategy is not None and target is not None
         self.calls.append((strategy, target))
         is_right = (prompt[:, 0] % 2 == 0) | (strategy == "few_shot")
         state.mixture[:, self.domains.index(target)] = is_right.float()
         return state
 
-    def answer_logits(self, prompts: Tensor, answers: Tensor, mixture: Tensor) -> Tensor:
+    def answer_logits(self, prompts: Tensor, answers: Tensor, mixture: Tensor | None = None) -> Tensor:
+        assert mixture is not None
         favourite = torch.where(mixture[:, 1] > 0.5, 1, 3 if self.attached == "b" else 2)
         logits = torch.zeros(*answers.shape, VOCAB)
         return logits.scatter(-1, favourite[:, None, None].expand(*answers.shape, 1), 100.0)
 
-    def prefill(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def loss(self, tokens: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
+        return 8 * batch_size
+
+    def flops(self, context_tokens: int, phase: Phase) -> Flops:
+        return Flops()
+
+    def prefill(self, tokens: Tensor, state: State, num_logits: int = 1) -> tuple[Tensor, State]:
         return torch.zeros(len(tokens), 1, VOCAB), state
 
     def decode(self, token: Tensor, state: State) -> tuple[Tensor, State]:
@@ -105,7 +124,7 @@ def test_every_domain_meets_every_adaptation() -> None:
 def test_an_adaptation_answers_as_it_is_adapted(
     name: str, accuracy: float, num_tuned: int, share: float | None
 ) -> None:
-    model: Any = Model()
+    model = Model()
     measured = new_task().measure(model, {"domain": "b", "adaptation": name})
     metrics = measured.metrics
     assert metrics.keys() == {metric.name for metric in Adaptation.METRICS}
@@ -139,7 +158,7 @@ def test_lora_is_attached_for_its_own_cells_alone() -> None:
 
     accuracies = {}
     for name in ("base", "lora", "few_shot"):
-        model: Any = Model()
+        model = Model()
         measured = new_task(prompts=make_threes).measure(model, {"domain": "b", "adaptation": name})
         accuracies[name] = measured.metrics["accuracy"]
     assert accuracies == {"base": 0.0, "lora": 1.0, "few_shot": 0.0}
