@@ -11,8 +11,7 @@ import torch
 from tqdm import tqdm
 
 from archs.base import SequenceModel
-from archs.implementations import resolve_implementations
-from harness.config.build import build_model, instantiate
+from harness.config.build import instantiate
 from harness.config.match import is_published, matched_model_config, mismatch_text
 from harness.config.schema import JobConfig
 from harness.cost import card, meta_model
@@ -58,11 +57,11 @@ def run(
         print(f"{spec['job']}: everything is measured already.")
         return
     _measure_cost(job)
-    model, failure = _obtain_model(job, model_config, mismatch)
-    if failure is not None:
-        _give_up(job, tasks, **failure)
+    obtained = _obtain_model(job, model_config, mismatch)
+    if isinstance(obtained, Failed):
+        _give_up(job, tasks, status=obtained.status, reason=obtained.reason)
         return
-    _measure_tasks(job, model, tasks)
+    _measure_tasks(job, obtained, tasks)
 
 
 def _trained_lengths_tokens(config: JobConfig, stream: Any) -> tuple[int, ...]:
@@ -94,23 +93,18 @@ def _measure_cost(job: Job) -> None:
         job.logbook.write(*job.identity, "cost", {}, metrics=metrics, details=values)
 
 
-def _obtain_model(
-    job: Job, model_config: dict[str, Any], mismatch: float | None
-) -> tuple[SequenceModel, dict[str, str] | None]:
-    """The trained model, from its checkpoint where there is one, or why there is none."""
+def _obtain_model(job: Job, model_config: dict[str, Any], mismatch: float | None) -> SequenceModel | Failed:
+    """Return the trained model, from its checkpoint where there is one, or the reason why there is none."""
     config = job.config
     if mismatch is not None:
         print(f"{config.arch.name}: {mismatch_text(mismatch, is_published=is_published(config))}")
-    torch.manual_seed(config.seed)
-    model = build_model(model_config).to(job.device)
-    resolve_implementations(model, job.device)  # one that cannot run here is a mistake of the user's
     previous = job.logbook.done(*job.identity, "train", {})
     if previous is not None and previous.status != "ok":
-        return model, {"status": previous.status, "reason": f"training: {previous.reason}"}
+        return Failed(previous.status, f"training: {previous.reason}")
     job.begin_training()
     try:
         has_experts = config.arch.expert_training is not None
-        point = (obtain_experts if has_experts else obtain)(job, model, model_config)
+        trained = (obtain_experts if has_experts else obtain)(job, model_config)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, Diverged):
             status, reason = "diverged", str(error)
@@ -119,16 +113,19 @@ def _obtain_model(
         else:
             status, reason = outcome(error)
         job.logbook.write(*job.identity, "train", {}, status=status, reason=reason)
-        return model, {"status": status, "reason": f"training: {reason}"}
+        return Failed(status, f"training: {reason}")
     if previous is None:
-        point["details"] |= {
+        point = trained.point
+        details = point.details | {
             "dtype": config.dtype,
             "parameter_mismatch": mismatch,
             "trained_lengths_tokens": list(_trained_lengths_tokens(config, job.stream)),
             "data": job.corpus.description(),
         }
-        job.logbook.write(*job.identity, "train", {}, **point)
-    return model, None
+        job.logbook.write(
+            *job.identity, "train", {}, metrics=point.metrics, samples=point.samples, details=details
+        )
+    return trained.model
 
 
 def _measure_tasks(job: Job, model: SequenceModel, tasks: list[Task]) -> None:

@@ -26,19 +26,21 @@ from archs.transformer_squared.training import (
     batch_of,
     train_experts,
 )
-from harness.config.build import build_model, instantiate
+from harness.config.build import instantiate
 from harness.config.identity import training_hash
 from harness.record.schema import content_hash
-from harness.train.checkpoint import save_model
 from harness.train.context import Job
 from harness.train.errors import typed_errors
 from harness.train.trained_model import (
+    TrainedModel,
     TrainPoint,
     checkpoint_path,
     load_point,
     measure_pretrained,
+    new_model,
     obtain_trained,
     progress_bar,
+    save_point,
     trained_on,
 )
 
@@ -60,9 +62,9 @@ def lora_tuning(settings: dict[str, Any]) -> Tuning:
     return METHODS[method](**{**settings[method], **lora})
 
 
-def obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainPoint:
-    """Leaves `model` trained and returns what its "train" point says: the checkpoint's, or from the base's
-    checkpoint (trained if it is not there; a pretrained base is in the model already).
+def obtain_experts(job: Job, model_config: dict[str, Any]) -> TrainedModel:
+    """Return the model with its experts: from its checkpoint, or trained on the base of the base's checkpoint
+    (trained too if it is not there; a pretrained base is in the model already).
 
     Of the point's metrics the losses, trained_tokens and learning_rate are the base's. Beside them stand
     base_train_seconds (null for a pretrained base), expert_train_seconds (experts and what dispatches
@@ -75,6 +77,7 @@ def obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainP
     recipe = job.config.train
     rate = job.config.peak_learning_rate  # the base's; None for a pretrained base
     assert settings is not None
+    model: Any = new_model(job, model_config)
     checkpoint = getattr(model.base, "checkpoint", None)
     key: dict[str, Any] = {"model": model_config, "experts": settings, "base": reference.model}
     if recipe.search:
@@ -83,23 +86,23 @@ def obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainP
         key["checkpoint"] = _fingerprint(Path(checkpoint))
     path = checkpoint_path(job, training_hash(job.config.to_plain(), key, rate, job.corpus.content_hash))
     if path.exists():
-        return load_point(job, path, model)
+        return TrainedModel(model=model, point=load_point(job, path, model))
     samplers = _samplers(job, model.domains, settings["prompts"])
     if reference.is_pretrained:
-        point = measure_pretrained(job, model)  # untrained experts are the base
-        point["details"]["checkpoint"] = checkpoint
+        of_base = measure_pretrained(job, model)  # untrained experts are the base
+        base_details = {**of_base.details, "checkpoint": checkpoint}
     else:
-        base = build_model(reference.model).to(job.device)
-        point = obtain_trained(job, base, reference.model)
-        model.load_base(base.state_dict())
+        base = obtain_trained(job, reference.model)
+        of_base, base_details = base.point, base.point.details
+        model.load_base(base.model.state_dict())
         del base
     model.eval()
     with typed_errors():
         details, metrics = _train(job, model, samplers, settings)
-    details["base"], details["base_tokens_per_s"] = point["details"], point["metrics"]["tokens_per_s"]
-    point["details"] = {**trained_on(job, model), **details}
-    base_seconds, base_tokens = (point["metrics"][name] for name in ("train_seconds", "trained_tokens"))
-    point["metrics"] |= {
+    details |= {"base": base_details, "base_tokens_per_s": of_base.metrics["tokens_per_s"]}
+    base_seconds, base_tokens = (of_base.metrics[name] for name in ("train_seconds", "trained_tokens"))
+    all_metrics = {
+        **of_base.metrics,
         "num_parameters": model.num_parameters,
         "base_train_seconds": base_seconds,
         **metrics,
@@ -107,9 +110,11 @@ def obtain_experts(job: Job, model: Any, model_config: dict[str, Any]) -> TrainP
     if base_seconds is not None:
         seconds = base_seconds + metrics["expert_train_seconds"]
         tokens_per_s = (base_tokens + metrics["expert_tokens"]) / seconds
-        point["metrics"] |= {"train_seconds": seconds, "tokens_per_s": tokens_per_s}
-    save_model(path, model, point)
-    return point
+        all_metrics |= {"train_seconds": seconds, "tokens_per_s": tokens_per_s}
+    all_details = {**trained_on(job, model), **details}
+    point = TrainPoint(metrics=all_metrics, samples=of_base.samples, details=all_details)
+    save_point(path, model, point)
+    return TrainedModel(model=model, point=point)
 
 
 def _samplers(job: Job, domains: tuple[str, ...], prompts: dict[str, Any]) -> Samplers:

@@ -1,9 +1,11 @@
-"""A trained model: from the checkpoint of its hash, or by training it; or one that came trained."""
+"""Obtain a trained model: from its checkpoint, by training it, or with the weights that it came with."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,93 +23,127 @@ from harness.train.errors import Diverged, typed_errors
 from harness.train.loop import History, mean_loss, train
 from harness.train.settings import training_settings
 
-#: What a "train" point says: metrics, samples, details.
-TrainPoint = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPoint:
+    """The "train" point of a model."""
+
+    metrics: dict[str, Any]
+    samples: dict[str, Any]
+    details: dict[str, Any]
 
 
-def obtain(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
-    """Leaves `model` trained and returns what its "train" point says; one that came with its weights is left
-    as it is. Raises Diverged, or Failed where an error ended the training, and CheckpointError."""
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A model that is ready to be measured, and its "train" point."""
+
+    model: SequenceModel
+    point: TrainPoint
+
+
+def obtain(job: Job, model_config: dict[str, Any]) -> TrainedModel:
+    """Return the model that tasks measure: trained here, loaded, or as it came with its weights.
+
+    Raises Diverged, Failed where an error ended the training, CheckpointError, and ValueError where an
+    implementation cannot run here."""
     if job.config.arch.is_pretrained:
-        return measure_pretrained(job, model)
-    return obtain_trained(job, model, model_config)
+        model = new_model(job, model_config)
+        return TrainedModel(model=model, point=measure_pretrained(job, model))
+    return obtain_trained(job, model_config)
+
+
+def new_model(job: Job, model_config: dict[str, Any]) -> SequenceModel:
+    """Return the model that training starts from, drawn from the job's seed, on the job's device.
+
+    Raises ValueError where an implementation cannot run here."""
+    torch.manual_seed(job.config.seed)
+    model = build_model(model_config).to(job.device)
+    resolve_implementations(model, job.device)
+    return model
 
 
 def measure_pretrained(job: Job, model: SequenceModel) -> TrainPoint:
-    """A model that was built with its weights: its loss on the validation batches, and null for all that
-    training would say. details["checkpoint"] is where the weights are from. Raises Diverged."""
+    """Return the point of a model that was built with its weights: its loss on the validation batches, and
+    null for everything that only training can tell. details["checkpoint"] is where the weights are from.
+
+    Raises Diverged."""
     with typed_errors():
         loss = mean_loss(model, job.stream.validation_batches(), device=job.device, dtype=job.dtype)
     if not math.isfinite(loss):
         raise Diverged(f"validation loss {loss} of a model that was not trained here")
     unknown = ("trained_tokens", "train_seconds", "tokens_per_s", "learning_rate", "num_skipped_steps")
-    return {
-        "metrics": {
+    return TrainPoint(
+        metrics={
             "num_parameters": model.num_parameters,
             **dict.fromkeys(unknown),
             "final_validation_loss_nats": loss,
             "final_validation_bits_per_byte": loss / math.log(2) / job.corpus.validation.bytes_per_token,
         },
-        "samples": {},
-        "details": {
+        samples={},
+        details={
             "implementations": resolve_implementations(model, job.device),
             "device": job.device.type,
             "is_pretrained": True,
             "checkpoint": getattr(model, "checkpoint", None),
         },
-    }
+    )
 
 
-def obtain_trained(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
-    """At the best rate of a search, or at the architecture's: Transformer²'s base comes here too, and so
-    is the very model of the base's own job."""
+def obtain_trained(job: Job, model_config: dict[str, Any]) -> TrainedModel:
+    """Return a model trained at the best rate of a search, or at the architecture's rate.
+
+    The base of Transformer² comes from here too; it is the very model of the base's own job."""
     if job.config.train.search:
-        return _search(job, model, model_config)
+        return _search(job, model_config)
     rate = job.config.peak_learning_rate
     assert rate is not None, "a model that is not trained here"
-    return _train_at(job, model, model_config, rate)
+    return _train_at(job, model_config, rate)
 
 
-def _search(job: Job, model: SequenceModel, model_config: dict[str, Any]) -> TrainPoint:
-    """Trains at every rate of the grid, records each, and loads the best: the lowest loss on held-out
-    batches of the mixture that is trained on, text and needles."""
-    outcomes: dict[float, float] = {}
+def _search(job: Job, model_config: dict[str, Any]) -> TrainedModel:
+    """Train at every rate of the grid, record each, and return the best model: the one with the lowest loss
+    on held-out batches of the training mixture, text and needles."""
+    losses: dict[float, float] = {}
     next(iter(job.stream.mixture_batches()))  # raises before the training where it cannot be made
     for rate in job.config.train.search_grid:
         cell = {"learning_rate": rate}
         job.begin_training()
         try:
-            point = _train_at(job, model, model_config, rate)
-            with typed_errors():
-                batches = job.stream.mixture_batches()
-                loss = mean_loss(model, batches, device=job.device, dtype=job.dtype)
-            if not math.isfinite(loss):
-                raise Diverged(f"the loss on held-out batches is {loss}")
+            loss, text_loss = _losses_at(job, model_config, rate)
         except Diverged as error:
             rest: dict[str, Any] = {"status": "diverged", "reason": str(error)}
         else:
-            outcomes[rate] = loss
-            text_loss = point["metrics"]["final_validation_loss_nats"]
+            losses[rate] = loss
             rest = {"metrics": {"mixture_loss_nats": loss, "validation_loss_nats": text_loss}}
         if job.logbook.done(*job.identity, "learning_rate_search", cell) is None:
             job.logbook.write(*job.identity, "learning_rate_search", cell, **rest)
-    if not outcomes:
+    if not losses:
         raise Diverged("every learning rate of the grid diverged")
-    job.begin_training()  # writing the last rate's record has ended what was under way
-    best = min(outcomes, key=lambda rate: outcomes[rate])
-    return _train_at(job, model, model_config, best)
+    job.begin_training()  # writing the last rate's record has ended the training under way
+    return _train_at(job, model_config, min(losses, key=lambda rate: losses[rate]))
 
 
-def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate: float) -> TrainPoint:
-    """Trains at one learning rate, or loads what was trained so. Raises Diverged."""
-    path = checkpoint_path(
-        job, training_hash(job.config.to_plain(), model_config, rate, job.corpus.content_hash)
-    )
+def _losses_at(job: Job, model_config: dict[str, Any], rate: float) -> tuple[float, float]:
+    """Train at one rate; return the losses on the held-out mixture and on the validation text, in nats.
+
+    Raises Diverged."""
+    trained = _train_at(job, model_config, rate)
+    with typed_errors():
+        batches = job.stream.mixture_batches()
+        loss = mean_loss(trained.model, batches, device=job.device, dtype=job.dtype)
+    if not math.isfinite(loss):
+        raise Diverged(f"the loss on held-out batches is {loss}")
+    return loss, trained.point.metrics["final_validation_loss_nats"]
+
+
+def _train_at(job: Job, model_config: dict[str, Any], rate: float) -> TrainedModel:
+    """Train at one learning rate, or load the model that was trained so. Raises Diverged."""
+    name = training_hash(job.config.to_plain(), model_config, rate, job.corpus.content_hash)
+    path = checkpoint_path(job, name)
+    model = new_model(job, model_config)
     if path.exists():
-        return load_point(job, path, model)
+        return TrainedModel(model=model, point=load_point(job, path, model))
     training = training_settings(job.config.train, rate)
-    torch.manual_seed(job.config.seed)
-    model.load_state_dict(build_model(model_config).state_dict())
     state_path = path.with_suffix(".training")
     with progress_bar(job, "training", training.num_steps) as bar:
 
@@ -126,16 +162,23 @@ def _train_at(job: Job, model: SequenceModel, model_config: dict[str, Any], rate
                 on_step=on_step,
             )
     point = _train_point(job, model, history, rate)
-    save_model(path, model, point)
+    save_point(path, model, point)
     state_path.unlink(missing_ok=True)
-    return point
+    return TrainedModel(model=model, point=point)
+
+
+def save_point(path: Path, model: SequenceModel, point: TrainPoint) -> None:
+    """Write a checkpoint with its point. Raises CheckpointError."""
+    save_model(path, model, dataclasses.asdict(point))
 
 
 def load_point(job: Job, path: Path, model: SequenceModel) -> TrainPoint:
-    """The checkpoint's point, which says what the model was trained on, not what it is loaded on; says so
-    where the program has changed in between."""
-    point = load_model(path, model)
-    then, now = point["details"].get("git_commit"), git_commit()[0]
+    """Load a checkpoint into `model` and return its point, which says what the model was trained on, not what
+    it is loaded on. Print a line where the program has changed since.
+
+    Raises CheckpointError."""
+    point = TrainPoint(**load_model(path, model))
+    then, now = point.details.get("git_commit"), git_commit()[0]
     if then != now:
         name = job.identity[0]
         print(
@@ -145,7 +188,7 @@ def load_point(job: Job, path: Path, model: SequenceModel) -> TrainPoint:
 
 
 def trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
-    """What trains the model, kept in its checkpoint."""
+    """Return the machine and the program that train the model, for the details of its point."""
     commit, is_dirty = git_commit()
     return {
         "implementations": resolve_implementations(model, job.device),
@@ -157,6 +200,7 @@ def trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
 
 
 def checkpoint_path(job: Job, name: str) -> Path:
+    """Return the file of the checkpoint with this name, a hash."""
     return Path(job.config.output) / "checkpoints" / f"{name}.safetensors"
 
 
@@ -166,8 +210,8 @@ def progress_bar(job: Job, what: str, total: int) -> tqdm:
 
 def _train_point(job: Job, model: SequenceModel, history: History, rate: float) -> TrainPoint:
     loss = history.validation_losses_nats[-1]
-    return {
-        "metrics": {
+    return TrainPoint(
+        metrics={
             "num_parameters": model.num_parameters,
             "trained_tokens": history.trained_tokens,
             "train_seconds": history.train_seconds,
@@ -177,11 +221,11 @@ def _train_point(job: Job, model: SequenceModel, history: History, rate: float) 
             "learning_rate": rate,
             "num_skipped_steps": len(history.skipped_steps),
         },
-        "samples": {
+        samples={
             "step": history.steps,
             "loss_nats": history.losses_nats,
             "validation_step": history.validation_steps,
             "validation_loss_nats": history.validation_losses_nats,
         },
-        "details": trained_on(job, model),
-    }
+        details=trained_on(job, model),
+    )

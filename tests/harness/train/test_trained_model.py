@@ -36,9 +36,11 @@ def search(
     """The rate that a search ends on, and its records, where training at a rate gives those losses."""
     trained: list[float] = []
 
-    def train_at(job: Any, model: Any, model_config: Any, rate: float) -> dict[str, Any]:
+    def train_at(job: Any, model_config: Any, rate: float) -> obtain.TrainedModel:
         trained.append(rate)
-        return {"metrics": {"final_validation_loss_nats": text[rate], "learning_rate": rate}}
+        metrics = {"final_validation_loss_nats": text[rate], "learning_rate": rate}
+        point = obtain.TrainPoint(metrics=metrics, samples={}, details={})
+        return obtain.TrainedModel(model=torch.nn.Identity(), point=point)  # type: ignore[arg-type]
 
     monkeypatch.setattr(obtain, "_train_at", train_at)
     monkeypatch.setattr(obtain, "mean_loss", lambda *arguments, **settings: mixture[trained[-1]])
@@ -47,8 +49,8 @@ def search(
     config = compose_job("size=nano", "train.search=true", f"train.search_grid=[{grid}]")
     stream = SimpleNamespace(mixture_batches=lambda: iter([None]))
     job = obtain.Job(config, torch.device("cpu"), torch.float32, None, stream, logbook)
-    point = obtain._search(job, torch.nn.Identity(), {})  # type: ignore[arg-type]
-    return point["metrics"]["learning_rate"], logbook.points
+    best = obtain._search(job, {})
+    return best.point.metrics["learning_rate"], logbook.points
 
 
 def test_the_held_out_mixture_decides_and_not_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
