@@ -183,7 +183,7 @@ def test_divergence_is_typed_for_training_and_every_cell(
     overrides = [f"--config-dir={PLUGIN_CONF}", "arch=toy", *tiny, "task=[faults,needle]"]
     overrides += [override for override in tiny_tasks if override.startswith("tasks.needle")]
     overrides += ["tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}", f"output={output}"]
-    code, _, err = quick_command(*overrides, "arch.model.mixers.0.poison=nan")
+    code, _, err = quick_command(*overrides, "arch.model.mixers.0.is_poisoned=true")
     assert code == 0, err
     statuses = {(p.task, p.status) for p in points(output) if p.task != "cost"}
     assert statuses == {("train", "diverged"), ("faults", "diverged"), ("needle", "diverged")}

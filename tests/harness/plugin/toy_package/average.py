@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,12 +20,12 @@ class AverageState(NamedTuple):
 
 
 class RunningAverage(Mixer):
-    """y_t = W (x_1 + ... + x_t) / t. `poison` is added to W's output, so that a loss can be spoilt."""
+    """y_t = W (x_1 + ... + x_t) / t. If `is_poisoned`, all outputs are NaN."""
 
-    def __init__(self, *, d_model: int, poison: float = 0.0) -> None:
+    def __init__(self, *, d_model: int, is_poisoned: bool = False) -> None:
         super().__init__()
         self.proj = nn.Linear(d_model, d_model, bias=False)
-        self.poison = poison
+        self.is_poisoned = is_poisoned
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prefill(x, self.init_state(x.shape[0], x.shape[1]))[0]
@@ -38,7 +39,7 @@ class RunningAverage(Mixer):
     def prefill(self, x: Tensor, state: AverageState) -> tuple[Tensor, AverageState]:
         totals = state.total[:, None] + self.proj(x).to(state.total.dtype).cumsum(1)
         counts = torch.arange(1, x.shape[1] + 1, device=x.device) + state.num_tokens
-        y = (totals / counts[:, None]).to(x.dtype) + self.poison
+        y = (totals / counts[:, None]).to(x.dtype) + (math.nan if self.is_poisoned else 0.0)
         return y, AverageState(totals[:, -1], state.num_tokens + x.shape[1])
 
     def decode(self, x: Tensor, state: AverageState) -> tuple[Tensor, AverageState]:
