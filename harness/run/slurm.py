@@ -84,7 +84,7 @@ class SlurmLauncher(Launcher):
     poll_s:             seconds between two looks at the results and at `squeue`.
     sbatch:             further options of sbatch, by name without the dashes.
 
-    Raises ValueError where submitit or Slurm's commands are missing.
+    Raises ValueError where submitit or Slurm's commands are missing, and where no time would be left to work.
     """
 
     def __init__(
@@ -113,6 +113,10 @@ class SlurmLauncher(Launcher):
             raise ValueError(
                 f"launcher=slurm needs Slurm's {', '.join(missing)} on this machine; start it on a login "
                 "node of a cluster, or use launcher=local."
+            )
+        if time_minutes * 60 <= WARNING_S:
+            raise ValueError(
+                f"launcher.time_minutes={time_minutes} must be larger: a job is requeued {WARNING_S} s before."
             )
         self.num_tries, self.num_requeues, self.poll_s = num_tries, num_requeues, poll_s
         options = {

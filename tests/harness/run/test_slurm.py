@@ -271,6 +271,11 @@ def test_without_slurm_or_submitit_the_sweep_does_not_begin(
         launcher()
 
 
+def test_a_time_limit_that_leaves_no_time_is_a_mistake(here: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^launcher\.time_minutes=1 must be larger"):
+        launcher(time_minutes=1)
+
+
 def test_an_unknown_key_of_the_launcher_is_a_mistake(here: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"Unknown key of launcher .*'partitoin'. Did you mean 'partition'"):
         make_launcher(compose_config(["launcher=slurm", "+launcher.partitoin=gpu"]))
