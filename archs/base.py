@@ -132,8 +132,8 @@ class SequenceModel(nn.Module, ABC):
     #: True where the state depends on `dispatch` or `select_domain`; see AdaptiveModel.
     is_adaptive: bool = False
 
-    #: True where a prompt must come in one call of `prefill` to be read as fast as the model can: a timing
-    #: in chunks would measure our adapter (recurrent models of transformers).
+    #: True where a prompt must come in one call of `prefill` to be read as fast as the model can: chunks
+    #: would be read token by token, and a timing would measure our adapter (recurrent ones of transformers).
     reads_whole_prompts: bool = False
 
     @abstractmethod
