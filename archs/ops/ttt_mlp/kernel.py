@@ -18,6 +18,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archs.ops.operation import ImplementationUnavailable
 from archs.ops.ttt_mlp import TTTMLPWeights
 from archs.ops.ttt_mlp.kernel_backward import backward_kernel
 from archs.ops.ttt_mlp.kernel_decode import decode
@@ -253,10 +254,12 @@ def ttt_mlp(
     norm_eps: float,
 ) -> tuple[Tensor, TTTMLPWeights]:
     """See archs.ops.ttt_mlp.ttt_mlp. The tokens and parameters come in their own dtypes; all arithmetic is
-    float32. Raises ValueError for a state of another dtype."""
+    float32. Raises ImplementationUnavailable for a state of another dtype."""
     for part in state:
         if part.dtype != torch.float32:
-            raise ValueError(f"implementation 'triton' of ttt_mlp keeps a float32 state, not {part.dtype}")
+            raise ImplementationUnavailable(
+                f"implementation 'triton' of ttt_mlp keeps a float32 state, not {part.dtype}"
+            )
     tensors = (q, k, v, lr, token_scale, ln_weight, ln_bias, *state)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         y, *parts = TTTMLPFunction.apply(position, norm_eps, *tensors)

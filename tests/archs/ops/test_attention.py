@@ -24,27 +24,6 @@ def random_qkv(num_queries: int, num_keys: int) -> tuple[Tensor, Tensor, Tensor]
     return q, k, v
 
 
-@pytest.mark.parametrize("implementation", ["plain", "sdpa"])
-@pytest.mark.parametrize(("window_tokens", "num_sink_tokens"), [(None, 0), (5, 0), (64, 4), (100, 3)])
-@pytest.mark.parametrize(
-    ("num_queries", "num_keys"),
-    [(1, 1), (1, 90), (63, 63), (64, 90), (65, 65), (129, 140), (150, 300)],
-)
-def test_agrees_with_the_definition(
-    implementation: str, window_tokens: int | None, num_sink_tokens: int, num_queries: int, num_keys: int
-) -> None:
-    y, expected = (
-        attention(
-            *random_qkv(num_queries, num_keys),
-            window_tokens=window_tokens,
-            num_sink_tokens=num_sink_tokens,
-            implementation=name,
-        )
-        for name in (implementation, "reference")
-    )
-    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
-
-
 def test_a_long_window_and_a_long_continuation_are_cut_into_blocks() -> None:
     q, k, v = random_qkv(1100, 1200)
     for window_tokens in (None, 1050):

@@ -64,58 +64,6 @@ def test_agrees_with_the_goldens(case: str, implementation: str) -> None:
                 torch.testing.assert_close(value[layer][0, -1], expected, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 3, 8, 64])
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_implementations_agree_forward_and_backward(depth: int, chunk_tokens: int) -> None:
-    results = []
-    for implementation in IMPLEMENTATIONS:
-        inputs, matrices = random_case(depth, num_tokens=11, is_grad=True)
-        state = start_state(matrices, 2)
-        y, state = neural_memory(*inputs, state, 0, chunk_tokens=chunk_tokens, implementation=implementation)
-        loss = y.square().sum() + sum(w.square().sum() for w in state.weights + state.momentum)
-        results.append((y, *torch.autograd.grad(loss, inputs + matrices)))
-    for expected, value in zip(*results, strict=True):
-        torch.testing.assert_close(value, expected, atol=1e-10, rtol=1e-10)
-
-
-@pytest.mark.parametrize("gate", [None, 0.0, 1.0])
-@pytest.mark.parametrize("chunk_tokens", [1, 3, 8, 64])
-@pytest.mark.parametrize("depth", [1, 2, 3, 4])
-def test_without_gradients_the_numbers_are_the_same(
-    depth: int, chunk_tokens: int, gate: float | None
-) -> None:
-    """What runs in place agrees with the definition, and leaves what it was given as it was."""
-    inputs, matrices = random_case(depth)
-    if gate is not None:
-        for t in (inputs[3], inputs[5]):  # decay and momentum: steps of 1 leave every finite number
-            t[:, ::2] = gate
-    given = start_state(matrices, 2)
-    kept = [t.clone() for t in itertools.chain(inputs, *given)]
-    with torch.no_grad():
-        results = [
-            neural_memory(*inputs, given, 0, chunk_tokens=chunk_tokens, implementation=implementation)
-            for implementation in IMPLEMENTATIONS
-        ]
-    torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=1e-10)
-    assert all(map(torch.equal, itertools.chain(inputs, *given), kept))
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("cuts", [[1] * 21, [5, 1, 15], [8, 8, 5], [3, 13, 5], [2, 2, 17]])
-def test_calls_may_be_cut_anywhere(implementation: str, cuts: list[int]) -> None:
-    inputs, matrices = random_case()
-    options = dict(chunk_tokens=8, implementation=implementation)
-    expected, expected_state = neural_memory(*inputs, start_state(matrices, 2), 0, **options)
-    state, first, outputs = start_state(matrices, 2), 0, []
-    for cut in cuts:
-        piece = [t[:, first : first + cut] for t in inputs]
-        y, state = neural_memory(*piece, state, first % 8, **options)
-        outputs.append(y)
-        first += cut
-    torch.testing.assert_close(torch.cat(outputs, dim=1), expected, atol=1e-11, rtol=0)
-    torch.testing.assert_close(state, expected_state, atol=1e-11, rtol=0)
-
-
 @pytest.mark.parametrize("gate", [3, 4, 5], ids=["decay", "step_size", "momentum"])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_gates_of_exactly_zero_and_one(gate: int, value: float) -> None:

@@ -9,12 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archs.ops.operation import ImplementationUnavailable, Operation
 from archs.ops.selective_scan import selective_scan
-from archs.ops.ssd import OPERATION, STEP_OPERATION, ssd, ssd_step
+from archs.ops.ssd import OPERATION, STEP_OPERATION, ssd
 from archs.ops.ssd import plain as plain_module
 
 BATCH, HEADS, HEAD_WIDTH, GROUPS, STATE = 2, 4, 3, 2, 5
 CHUNK = 16
-NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
 
 
 def make_inputs(num_tokens: int, *, step: float = 0.1, groups: int = GROUPS) -> list[Tensor]:
@@ -50,34 +49,6 @@ def test_the_reference_is_a_selective_scan_with_tied_decays() -> None:
         torch.testing.assert_close(last[:, head], expected_last, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("step", [0.1, 1000.0], ids=["usual steps", "steps that forget everything"])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("num_tokens", [1, 15, 16, 17, 63, 65])
-def test_plain_is_the_definition(num_tokens: int, groups: int, step: float) -> None:
-    inputs = make_inputs(num_tokens, step=step, groups=groups)
-    expected = ssd(*inputs, implementation="reference")
-    actual = ssd(*inputs, chunk_tokens=CHUNK, implementation="plain")
-    for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-9)
-
-
-@pytest.mark.parametrize("block_elements", [1, 1 << 22], ids=["a chunk a block", "one block"])
-@pytest.mark.parametrize("with_state", [True, False])
-@pytest.mark.parametrize("num_tokens", [1, 16, 63, 65])
-def test_gradients_are_those_of_the_definition(
-    num_tokens: int, with_state: bool, block_elements: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plain_module, "TRAINING_BLOCK_ELEMENTS", block_elements)
-    gradients = {}
-    for implementation in ("reference", "plain"):
-        inputs = [tensor.requires_grad_() for tensor in make_inputs(num_tokens)]
-        inputs = inputs if with_state else inputs[:-1]
-        y, state = ssd(*inputs, chunk_tokens=CHUNK, implementation=implementation)
-        gradients[implementation] = torch.autograd.grad(y.sin().sum() + state.cos().sum(), inputs)
-    for name, actual, wanted in zip(NAMES, gradients["plain"], gradients["reference"], strict=False):
-        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10, msg=f"gradient of {name}")
-
-
 @pytest.mark.parametrize("block_elements", [1, 3 * BATCH * HEADS * CHUNK**2])
 def test_blocks_do_not_change_the_result(block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(130)
@@ -85,16 +56,6 @@ def test_blocks_do_not_change_the_result(block_elements: int, monkeypatch: pytes
     monkeypatch.setattr(plain_module, "BLOCK_ELEMENTS", block_elements)
     for one, other in zip(ssd(*inputs, chunk_tokens=CHUNK), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("implementation", ["reference", "plain"])
-def test_steps_are_the_whole(implementation: str) -> None:
-    x, dt, A, B, C, D, state = make_inputs(9)
-    whole, last = ssd(x, dt, A, B, C, D, state)
-    for t in range(9):
-        y = ssd_step(x[:, t], dt[:, t], A, B[:, t], C[:, t], D, state, implementation=implementation)
-        torch.testing.assert_close(y, whole[:, t], rtol=0, atol=1e-12)
-    torch.testing.assert_close(state, last, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_chunks", [1, 4])
@@ -106,20 +67,6 @@ def test_products_cost_what_the_paper_counts(num_chunks: int) -> None:
     width = HEADS * HEAD_WIDTH
     a_token = 2 * CHUNK * STATE * GROUPS + 2 * CHUNK * width + 4 * STATE * width
     assert counter.get_total_flops() == BATCH * num_chunks * CHUNK * a_token
-
-
-def test_half_precision_keeps_its_state_in_float32() -> None:
-    inputs = make_inputs(33)
-    y, state = ssd(*[tensor.bfloat16() for tensor in inputs[:-1]])
-    assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
-
-
-def test_autocast_does_not_lower_the_products() -> None:
-    inputs = [tensor.float() for tensor in make_inputs(65)]
-    expected, _ = ssd(*inputs, chunk_tokens=CHUNK)
-    with torch.autocast("cpu", torch.bfloat16):
-        actual, _ = ssd(*inputs, chunk_tokens=CHUNK)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("operation", [OPERATION, STEP_OPERATION], ids=lambda operation: operation.name)

@@ -9,25 +9,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from archs.ops.operation import ImplementationUnavailable
 from archs.ops.ssd import kernel as kernel_module
-from archs.ops.ssd import ssd, ssd_step
+from archs.ops.ssd import ssd
 
 HAS_GPU = torch.cuda.is_available()
-NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
-
-#: Batch, tokens, heads, head width, groups, state width, tokens of a chunk. Tiles are 16 wide on a CPU.
-SIZES = [(1, 1, 2, 16, 1, 16, 16), (2, 21, 1, 24, 1, 16, 16), (1, 39, 2, 16, 2, 20, 32)]
-#: Likewise, of published widths: they take several of the kernel's own tiles.
-PUBLISHED_SIZES = [(1, 35, 1, 64, 1, 128, 32), (1, 19, 1, 96, 1, 96, 16), (1, 19, 1, 128, 1, 64, 16)]
-MAX_TILE = kernel_module.MAX_TILE
-if HAS_GPU:
-    SIZES += [
-        (2, 63, 4, 64, 1, 128, 256),
-        (1, 300, 4, 96, 2, 64, 128),
-        (1, 1025, 2, 128, 1, 128, 256),
-        (2, 257, 3, 24, 3, 96, 64),
-    ]
 
 
 @pytest.fixture(autouse=True)
@@ -54,75 +39,6 @@ def make_inputs(
     return [tensor.to(device) for tensor in tensors]
 
 
-def run(inputs: list[Tensor], chunk_tokens: int, implementation: str) -> list[Tensor]:
-    """y, the final state, and all gradients, given the same gradients of both."""
-    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    outputs = ssd(*leaves, chunk_tokens=chunk_tokens, implementation=implementation)
-    generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(output.shape, generator=generator).bfloat16().to(output) for output in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
-
-
-def run_reference(inputs: list[Tensor], chunk_tokens: int) -> list[Tensor]:
-    return run([tensor.to("cpu", torch.float64) for tensor in inputs], chunk_tokens, "reference")
-
-
-@pytest.mark.usefixtures("nan_filled_buffers")
-@pytest.mark.parametrize(
-    "sizes",
-    [*SIZES, *(pytest.param(sizes, marks=pytest.mark.published_widths) for sizes in PUBLISHED_SIZES)],
-    ids=str,
-)
-def test_values_and_gradients_are_those_of_the_definition(
-    sizes: tuple[int, ...],
-    kernel_device: torch.device,
-    kernel_dtype: torch.dtype,
-    assert_kernel_close: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if sizes in PUBLISHED_SIZES:
-        monkeypatch.setattr(kernel_module, "MAX_TILE", MAX_TILE)
-    inputs = make_inputs(sizes[:-1], kernel_device, kernel_dtype)
-    actual = run(inputs, sizes[-1], "triton")
-    assert (actual[0].dtype, actual[1].dtype) == (kernel_dtype, torch.float32)
-    expected = run_reference(inputs, sizes[-1])
-    for name, one, other in zip(("y", "final", *NAMES), actual, expected, strict=True):
-        assert_kernel_close(one, other, kernel_dtype, name)
-
-
-def test_steps_that_forget_everything_are_exact(
-    kernel_device: torch.device, assert_kernel_close: Callable[..., None]
-) -> None:
-    inputs = make_inputs((1, 37, 1, 16, 1, 16), kernel_device, step=1000.0)[:-1]  # from zeros, too
-    actual, expected = run(inputs, 32, "triton"), run_reference(inputs, 32)
-    for name, one, other in zip(("y", "final", *NAMES), actual, expected, strict=False):
-        assert_kernel_close(one, other, torch.float32, name)
-
-
-def test_two_runs_agree_bit_for_bit(kernel_device: torch.device, kernel_dtype: torch.dtype) -> None:
-    inputs = make_inputs((1, 18, 2, 16, 1, 16), kernel_device, kernel_dtype)
-    for one, other in zip(run(inputs, 16, "triton"), run(inputs, 16, "triton"), strict=True):
-        assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("cut", [7, 33])
-def test_a_state_carries_a_sequence_cut_anywhere(
-    cut: int, kernel_device: torch.device, assert_kernel_close: Callable[..., None]
-) -> None:
-    x, dt, A, B, C, D, initial = make_inputs((1, 40, 1, 16, 1, 16), kernel_device)
-    whole, last = ssd(x, dt, A, B, C, D, initial, chunk_tokens=32, implementation="triton")
-    pieces, state = [], initial
-    for tokens in (slice(0, cut), slice(cut, 40)):
-        y, state = ssd(
-            *(x[:, tokens], dt[:, tokens], A, B[:, tokens], C[:, tokens], D, state),
-            chunk_tokens=32,
-            implementation="triton",
-        )
-        pieces.append(y)
-    assert_kernel_close(torch.cat(pieces, dim=1), whole, torch.float32)
-    assert_kernel_close(state, last, torch.float32)
-
-
 def test_views_and_the_gradients_asked_for(
     kernel_device: torch.device, assert_kernel_close: Callable[..., None]
 ) -> None:
@@ -139,47 +55,8 @@ def test_views_and_the_gradients_asked_for(
     assert_kernel_close(gradients["triton"], gradients["reference"], torch.float32)
 
 
-@pytest.mark.usefixtures("nan_filled_buffers")
-@pytest.mark.parametrize(
-    ("width", "state_width"),
-    [
-        (24, 20),
-        *(pytest.param(*w, marks=pytest.mark.published_widths) for w in ((64, 128), (96, 96), (128, 64))),
-    ],
-)
-def test_steps_are_the_whole(
-    width: int,
-    state_width: int,
-    kernel_device: torch.device,
-    kernel_dtype: torch.dtype,
-    assert_kernel_close: Callable[..., None],
-) -> None:
-    x, dt, A, B, C, D, state = make_inputs((2, 3, 4, width, 2, state_width), kernel_device, kernel_dtype)
-    expected = [t.to("cpu", torch.float64) for t in (x, dt, A, B, C, D, state)]
-    whole, last = ssd(*expected, implementation="reference")
-    joined = torch.cat((B, C), dim=-1)
-    for t in range(3):
-        B_t, C_t = joined[:, t].split(state_width, dim=-1)
-        y = ssd_step(x[:, t], dt[:, t], A, B_t, C_t, D, state, implementation="triton")
-        assert y.dtype == kernel_dtype
-        assert_kernel_close(y, whole[:, t], kernel_dtype)
-    assert_kernel_close(state, last, kernel_dtype)
-
-
 def test_without_gradients_nothing_is_kept(kernel_device: torch.device) -> None:
     inputs = [tensor.requires_grad_() for tensor in make_inputs((1, 1, 2, 16, 1, 16), kernel_device)]
     with torch.no_grad():
         y, state = ssd(*inputs, implementation="triton")
     assert y.grad_fn is None and state.grad_fn is None
-
-
-def test_float64_is_refused(kernel_device: torch.device) -> None:
-    inputs = [tensor.double() for tensor in make_inputs((1, 2, 2, 16, 1, 16), kernel_device)]
-    with pytest.raises(ImplementationUnavailable, match=r"not torch\.float64"):
-        ssd(*inputs, implementation="triton")
-
-
-def test_a_cpu_is_refused_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ImplementationUnavailable, match=r"'triton' of ssd runs on cuda only"):
-        ssd(*make_inputs((1, 2, 2, 16, 1, 16), torch.device("cpu")), implementation="triton")
