@@ -1,51 +1,20 @@
 """The static cost card: `python -m harness.cost arch=mamba size=tiny`, without training.
 
-The last line of its output is one JSON object; see `card`.
+The last line of its output is one JSON object; see harness.run.cost_card.card.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from archs.base import Flops, SequenceModel
-from harness.config.build import build_model, checked_job
+from harness.config.build import checked_job
 from harness.config.compose import compose_config, resolve
 from harness.config.errors import sentence
-from harness.config.match import is_published, matched_model_config, mismatch_text
-from harness.config.schema import JobConfig
-
-#: 1k to 1M tokens.
-CONTEXT_LENGTHS_TOKENS = tuple(2**power for power in range(10, 21))
-
-
-def card(model: SequenceModel, dtype: str) -> dict[str, Any]:
-    """num_parameters, dtype, and for batch 1, by context length in tokens: state_bytes,
-    prefill_flops_per_token and decode_flops_per_token; of a model that has `dispatch_flops`
-    (Transformer²) dispatch_flops_per_token too, which is apart from the prefill's. Costs no memory on
-    the meta device."""
-    lengths = CONTEXT_LENGTHS_TOKENS
-    dispatch_flops: Callable[[int], Flops] | None = getattr(model, "dispatch_flops", None)
-    values: dict[str, Any] = {
-        "num_parameters": model.num_parameters,
-        "dtype": dtype,
-        "state_bytes": {str(n): model.state_bytes_at(1, n) for n in lengths},
-        "prefill_flops_per_token": {str(n): model.flops(n, "prefill").total / n for n in lengths},
-        "decode_flops_per_token": {str(n): model.flops(n, "decode").total for n in lengths},
-    }
-    if dispatch_flops is not None:
-        values["dispatch_flops_per_token"] = {str(n): dispatch_flops(n).total / n for n in lengths}
-    return values
-
-
-def meta_model(config: JobConfig) -> tuple[SequenceModel, float | None]:
-    """The configured model on the meta device in its dtype, and the parameter mismatch."""
-    model_config, mismatch = matched_model_config(config)
-    return build_model(model_config, "meta").to(getattr(torch, config.dtype)), mismatch
+from harness.config.match import is_published, mismatch_text
+from harness.run.cost_card import card, meta_model
 
 
 def table(name: str, values: Mapping[str, Any], mismatch: str) -> str:

@@ -17,8 +17,8 @@ from harness.config.build import build_model, checked_job, resolve
 from harness.config.compose import compose_config
 from harness.config.match import MATCH_TOLERANCE, matched_model_config
 from harness.config.schema import parse_job
-from harness.cost import meta_model
 from harness.record.schema import content_hash
+from harness.run.cost_card import meta_model
 from tests.conftest import TRAINED, compose_resolved, is_pretrained
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

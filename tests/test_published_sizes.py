@@ -9,7 +9,8 @@ import pytest
 
 from harness.config.build import build_model, checked_job
 from harness.config.match import MATCH_TOLERANCE, is_published, matched_model_config, mismatch_text
-from harness.cost import main, meta_model
+from harness.cost import main
+from harness.run.cost_card import meta_model
 from tests.conftest import TRAINED, compose_job
 from tests.conftest import compose_resolved as compose
 

@@ -14,9 +14,9 @@ from archs.base import SequenceModel
 from harness.config.build import instantiate
 from harness.config.match import is_published, matched_model_config, mismatch_text
 from harness.config.schema import JobConfig
-from harness.cost import card, meta_model
 from harness.record.outcomes import outcome
 from harness.record.writer import Logbook
+from harness.run.cost_card import card, meta_model
 from harness.train.adapted_model import obtain_experts
 from harness.train.context import Job
 from harness.train.errors import Diverged, Failed
