@@ -116,8 +116,8 @@ class SlurmLauncher(Launcher):
             )
         if time_minutes * 60 <= WARNING_S:
             raise ValueError(
-                f"launcher.time_minutes={time_minutes} must be larger: a job is requeued {WARNING_S} s earlier "
-                "than that."
+                f"launcher.time_minutes={time_minutes} must be larger: a job is requeued "
+                f"{WARNING_S} s earlier than that."
             )
         self.num_tries, self.num_requeues, self.poll_s = num_tries, num_requeues, poll_s
         options = {
