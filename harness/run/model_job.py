@@ -18,7 +18,7 @@ from harness.record.outcomes import outcome
 from harness.record.writer import Logbook
 from harness.run.cost_card import card, meta_model
 from harness.train.adapted_model import obtain_experts
-from harness.train.context import Job
+from harness.train.context import JobContext
 from harness.train.errors import Diverged, Failed
 from harness.train.loop import autocast
 from harness.train.trained_model import obtain
@@ -39,7 +39,7 @@ def run(
     tasks = [instantiate(task) for task in [*config.tasks.values(), *own_tasks.values()]]
     tasks = [task for task in tasks if isinstance(task, Task)]
     if spec["give_up"] is not None:
-        _give_up(Job(config, device, dtype, None, None, make_logbook(None)), tasks, **spec["give_up"])
+        _give_up(JobContext(config, device, dtype, None, None, make_logbook(None)), tasks, **spec["give_up"])
         return
     corpus = instantiate(config.data.corpus)
     stream = instantiate({**config.train.stream, "_partial_": True})(corpus=corpus)
@@ -52,7 +52,7 @@ def run(
     )
     for task in tasks:  # a mistake in the input shows before an hour of training
         task.prepare(inputs)
-    job = Job(config, device, dtype, corpus, stream, make_logbook(corpus.content_hash))
+    job = JobContext(config, device, dtype, corpus, stream, make_logbook(corpus.content_hash))
     if _is_done(job, tasks):
         print(f"{spec['job']}: everything is measured already.")
         return
@@ -69,13 +69,13 @@ def _trained_lengths_tokens(config: JobConfig, stream: Any) -> tuple[int, ...]:
     return () if config.arch.is_pretrained else tuple(stream.trained_lengths_tokens)
 
 
-def _is_done(job: Job, tasks: list[Task]) -> bool:
+def _is_done(job: JobContext, tasks: list[Task]) -> bool:
     done = [job.logbook.done(*job.identity, name, {}) for name in ("train", "cost")]
     done += [job.logbook.done(*job.identity, task.name, cell) for task in tasks for cell in task.cells()]
     return all(done)
 
 
-def _give_up(job: Job, tasks: list[Task], *, status: str, reason: str) -> None:
+def _give_up(job: JobContext, tasks: list[Task], *, status: str, reason: str) -> None:
     """Training, if it has no record yet, and every cell that is not measured become typed records."""
     if job.logbook.done(*job.identity, "train", {}) is None:
         job.logbook.write(*job.identity, "train", {}, status=status, reason=reason)
@@ -85,7 +85,7 @@ def _give_up(job: Job, tasks: list[Task], *, status: str, reason: str) -> None:
                 job.logbook.write(*job.identity, task.name, cell, status=status, reason=reason)
 
 
-def _measure_cost(job: Job) -> None:
+def _measure_cost(job: JobContext) -> None:
     if job.logbook.done(*job.identity, "cost", {}) is None:
         model, _ = meta_model(job.config)
         values = card(model, job.config.dtype)
@@ -93,7 +93,9 @@ def _measure_cost(job: Job) -> None:
         job.logbook.write(*job.identity, "cost", {}, metrics=metrics, details=values)
 
 
-def _obtain_model(job: Job, model_config: dict[str, Any], mismatch: float | None) -> SequenceModel | Failed:
+def _obtain_model(
+    job: JobContext, model_config: dict[str, Any], mismatch: float | None
+) -> SequenceModel | Failed:
     """Return the trained model, from its checkpoint where there is one, or the reason why there is none."""
     config = job.config
     if mismatch is not None:
@@ -128,7 +130,7 @@ def _obtain_model(job: Job, model_config: dict[str, Any], mismatch: float | None
     return trained.model
 
 
-def _measure_tasks(job: Job, model: SequenceModel, tasks: list[Task]) -> None:
+def _measure_tasks(job: JobContext, model: SequenceModel, tasks: list[Task]) -> None:
     arch = job.identity[0]
     todo = [(task, cell) for task in tasks for cell in task.cells()]
     todo = [(task, cell) for task, cell in todo if job.logbook.done(*job.identity, task.name, cell) is None]

@@ -29,7 +29,7 @@ from archs.transformer_squared.training import (
 from harness.config.build import instantiate
 from harness.config.identity import training_hash
 from harness.record.schema import content_hash
-from harness.train.context import Job
+from harness.train.context import JobContext
 from harness.train.errors import typed_errors
 from harness.train.trained_model import (
     TrainedModel,
@@ -62,7 +62,7 @@ def lora_tuning(settings: dict[str, Any]) -> Tuning:
     return METHODS[method](**{**settings[method], **lora})
 
 
-def obtain_experts(job: Job, model_config: dict[str, Any]) -> TrainedModel:
+def obtain_experts(job: JobContext, model_config: dict[str, Any]) -> TrainedModel:
     """Return the model with its experts: from its checkpoint, or trained on the base of the base's checkpoint
     (trained too if it is not there; a pretrained base is in the model already).
 
@@ -117,7 +117,7 @@ def obtain_experts(job: Job, model_config: dict[str, Any]) -> TrainedModel:
     return TrainedModel(model=model, point=point)
 
 
-def _samplers(job: Job, domains: tuple[str, ...], prompts: dict[str, Any]) -> Samplers:
+def _samplers(job: JobContext, domains: tuple[str, ...], prompts: dict[str, Any]) -> Samplers:
     make: Callable[..., Sampler] = instantiate({**prompts, "_partial_": True})
     return {
         split: {
@@ -129,7 +129,7 @@ def _samplers(job: Job, domains: tuple[str, ...], prompts: dict[str, Any]) -> Sa
 
 
 def _train(
-    job: Job, model: Any, samplers: Samplers, settings: dict[str, Any]
+    job: JobContext, model: Any, samplers: Samplers, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Experts, dispatch and LoRA; details and metrics of the point."""
     seed, both = job.config.seed, (samplers["train"], samplers["validation"])
@@ -173,7 +173,9 @@ def _train(
     return details, metrics
 
 
-def _train_dispatch(job: Job, model: Any, samplers: Samplers, settings: DispatchTraining) -> dict[str, float]:
+def _train_dispatch(
+    job: JobContext, model: Any, samplers: Samplers, settings: DispatchTraining
+) -> dict[str, float]:
     """Trains the first pass, and says how often each strategy finds the domain of a validation prompt."""
     train_classifier(model, samplers["train"], num_batches=settings.num_classifier_batches)
     with progress_bar(job, "classification expert", settings.num_expert_steps) as bar:
@@ -192,7 +194,7 @@ def _train_dispatch(job: Job, model: Any, samplers: Samplers, settings: Dispatch
 
 
 def _few_shot(
-    job: Job, model: Any, validation: dict[str, Sampler], tuning: Tuning, settings: FewShot
+    job: JobContext, model: Any, validation: dict[str, Sampler], tuning: Tuning, settings: FewShot
 ) -> dict[str, Any]:
     """Searches a mixture for every domain on validation prompts that chose no expert, and puts it into
     the model."""

@@ -19,8 +19,9 @@ T = TypeVar("T")
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes tensors and text; the file appears whole or not at all. Raises CheckpointError where it
-    cannot be written."""
+    """Write tensors and text; the file appears whole or not at all.
+
+    Raises CheckpointError where it cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     try:
@@ -36,7 +37,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and text of a file; raises CheckpointError where it is damaged."""
+    """Return the tensors and text of a file. Raises CheckpointError where it is damaged."""
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
@@ -48,12 +49,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_model(path: Path, model: nn.Module, details: dict[str, Any]) -> None:
-    """Weights and buffers, tied tensors once, and JSON details."""
+    """Write weights and buffers, tied tensors once, and JSON details."""
     save_tensors(path, _unique(model.state_dict()), {"details": json.dumps(details)})
 
 
 def load_model(path: Path, model: nn.Module) -> dict[str, Any]:
-    """Loads strictly and returns the details; raises CheckpointError where names or shapes differ."""
+    """Load strictly and return the details. Raises CheckpointError where names or shapes differ."""
     tensors, metadata = load_tensors(path)
     _load_strictly(path, model, tensors)
     return json.loads(metadata["details"])
@@ -62,7 +63,7 @@ def load_model(path: Path, model: nn.Module) -> dict[str, Any]:
 def save_training_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, next_step: int, history: Any
 ) -> None:
-    """Everything from which training continues with the same numbers."""
+    """Write everything that training needs to continue with the same numbers."""
     tensors = {f"model.{name}": t for name, t in _unique(model.state_dict()).items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
@@ -73,7 +74,7 @@ def save_training_state(
 def load_training_state(
     path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history_type: type[T]
 ) -> tuple[int, T]:
-    """Puts the saved state into model and optimizer; returns the next step and the history."""
+    """Load the saved state into model and optimizer; return the next step and the history."""
     tensors, metadata = load_tensors(path)
     prefix = "model."
     _load_strictly(path, model, {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)})
@@ -87,7 +88,7 @@ def load_training_state(
 
 
 def _unique(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of tensors that share storage (tied embeddings), the first name alone."""
+    """Keep only the first name of tensors that share storage (tied embeddings)."""
     seen: dict[tuple[int, tuple[int, ...]], str] = {}
     for name, tensor in tensors.items():
         seen.setdefault((tensor.data_ptr(), tuple(tensor.shape)), name)

@@ -1,4 +1,4 @@
-"""What a job has at hand while it trains."""
+"""The context of a job: its configuration, device, data and records."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from harness.record.writer import Logbook
 
 
 @dataclass
-class Job:
-    """What the steps of a quality job share."""
+class JobContext:
+    """The objects that all steps of a model job share."""
 
     config: JobConfig
     device: torch.device
@@ -24,10 +24,10 @@ class Job:
 
     @property
     def identity(self) -> tuple[str, str, int]:
-        """arch, size, seed."""
+        """Architecture, size and seed."""
         return self.config.arch.name, self.config.size.name, self.config.seed
 
     def begin_training(self) -> None:
-        """Puts a death from here on down to training, unless that is recorded already."""
+        """Attribute any crash from here on to training, unless training is already recorded."""
         if self.logbook.done(*self.identity, "train", {}) is None:
             self.logbook.begin(*self.identity, "train", {})

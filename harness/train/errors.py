@@ -1,4 +1,4 @@
-"""How training ends without a model."""
+"""Errors that end training without a model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Failed(RuntimeError):
 
 @contextmanager
 def typed_errors() -> Iterator[None]:
-    """Makes every error of the block, whatever its class, a Failed; Diverged and what is wrong with a
-    checkpoint (CheckpointError) pass. A ValueError of a model's step is no mistake of the user's."""
+    """Turn every error of the block into Failed, but for Diverged and CheckpointError. A ValueError raised by
+    a model's step is not a mistake of the user's."""
     try:
         yield
     except (Diverged, CheckpointError):

@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # tokens, targets, weights: (B, T) each
 
 
 class BatchSource(Protocol):
-    """What training reads: a pure function of the step, so every architecture sees the same."""
+    """The batches of training: a pure function of the step, so that every architecture sees the same."""
 
     def batch(self, step: int) -> Batch: ...
 
@@ -40,7 +40,7 @@ class ProgressListener(Protocol):
 
 @dataclass
 class History:
-    """What a run of training leaves beside the weights; lists of equal length in pairs."""
+    """The losses and totals of a training run; steps and losses are lists of equal length."""
 
     steps: list[int] = field(default_factory=list)
     losses_nats: list[float] = field(default_factory=list)
@@ -61,10 +61,10 @@ def train(
     state_path: Path | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> History:
-    """Trains in place and returns the history. Continues from `state_path` if it is there.
+    """Train in place and return the history. Continue from `state_path` if it exists.
 
-    A ProgressListener is told the share of the outer warm-up that is over. train_seconds counts steps, not
-    validation. Raises Diverged where the loss or gradient is too often not finite.
+    A ProgressListener is given the fraction of the outer warm-up that is over. train_seconds counts steps
+    without validation. Raises Diverged where the loss or gradient is too often not finite.
     """
     optimizer = make_optimizer(model, settings)
     history, first_step = History(), 0
@@ -146,7 +146,7 @@ def add_gradients(
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext:
-    """Mixed precision for bfloat16, nothing for float32."""
+    """Return a context of mixed precision for bfloat16, of nothing for float32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
@@ -156,7 +156,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullc
 def mean_loss(
     model: SequenceModel, batches: Iterable[Batch], *, device: torch.device, dtype: torch.dtype
 ) -> float:
-    """Mean weighted loss in nats over batches, in evaluation mode."""
+    """Return the mean weighted loss in nats over batches, in evaluation mode."""
     was_training = model.training
     model.eval()
     total = weight_sum = 0.0
@@ -171,7 +171,7 @@ def mean_loss(
 
 
 def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices alone, and not on those marked `is_decayed = False`."""
+    """Make AdamW with weight decay on matrices only, and not on those marked `is_decayed = False`."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in model.parameters():

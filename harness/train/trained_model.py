@@ -18,7 +18,7 @@ from harness.config.build import build_model
 from harness.config.identity import training_hash
 from harness.record.environment import git_commit
 from harness.train.checkpoint import load_model, save_model
-from harness.train.context import Job
+from harness.train.context import JobContext
 from harness.train.errors import Diverged, typed_errors
 from harness.train.loop import History, mean_loss, train
 from harness.train.settings import training_settings
@@ -41,7 +41,7 @@ class TrainedModel:
     point: TrainPoint
 
 
-def obtain(job: Job, model_config: dict[str, Any]) -> TrainedModel:
+def obtain(job: JobContext, model_config: dict[str, Any]) -> TrainedModel:
     """Return the model that tasks measure: trained here, loaded, or as it came with its weights.
 
     Raises Diverged, Failed where an error ended the training, CheckpointError, and ValueError where an
@@ -52,7 +52,7 @@ def obtain(job: Job, model_config: dict[str, Any]) -> TrainedModel:
     return obtain_trained(job, model_config)
 
 
-def new_model(job: Job, model_config: dict[str, Any]) -> SequenceModel:
+def new_model(job: JobContext, model_config: dict[str, Any]) -> SequenceModel:
     """Return the model that training starts from, drawn from the job's seed, on the job's device.
 
     Raises ValueError where an implementation cannot run here."""
@@ -62,7 +62,7 @@ def new_model(job: Job, model_config: dict[str, Any]) -> SequenceModel:
     return model
 
 
-def measure_pretrained(job: Job, model: SequenceModel) -> TrainPoint:
+def measure_pretrained(job: JobContext, model: SequenceModel) -> TrainPoint:
     """Return the point of a model that was built with its weights: its loss on the validation batches, and
     null for everything that only training can tell. details["checkpoint"] is where the weights are from.
 
@@ -89,7 +89,7 @@ def measure_pretrained(job: Job, model: SequenceModel) -> TrainPoint:
     )
 
 
-def obtain_trained(job: Job, model_config: dict[str, Any]) -> TrainedModel:
+def obtain_trained(job: JobContext, model_config: dict[str, Any]) -> TrainedModel:
     """Return a model trained at the best rate of a search, or at the architecture's rate.
 
     The base of Transformer² comes from here too; it is the very model of the base's own job."""
@@ -100,7 +100,7 @@ def obtain_trained(job: Job, model_config: dict[str, Any]) -> TrainedModel:
     return _train_at(job, model_config, rate)
 
 
-def _search(job: Job, model_config: dict[str, Any]) -> TrainedModel:
+def _search(job: JobContext, model_config: dict[str, Any]) -> TrainedModel:
     """Train at every rate of the grid, record each, and return the best model: the one with the lowest loss
     on held-out batches of the training mixture, text and needles."""
     losses: dict[float, float] = {}
@@ -123,7 +123,7 @@ def _search(job: Job, model_config: dict[str, Any]) -> TrainedModel:
     return _train_at(job, model_config, min(losses, key=lambda rate: losses[rate]))
 
 
-def _losses_at(job: Job, model_config: dict[str, Any], rate: float) -> tuple[float, float]:
+def _losses_at(job: JobContext, model_config: dict[str, Any], rate: float) -> tuple[float, float]:
     """Train at one rate; return the losses on the held-out mixture and on the validation text, in nats.
 
     Raises Diverged."""
@@ -136,7 +136,7 @@ def _losses_at(job: Job, model_config: dict[str, Any], rate: float) -> tuple[flo
     return loss, trained.point.metrics["final_validation_loss_nats"]
 
 
-def _train_at(job: Job, model_config: dict[str, Any], rate: float) -> TrainedModel:
+def _train_at(job: JobContext, model_config: dict[str, Any], rate: float) -> TrainedModel:
     """Train at one learning rate, or load the model that was trained so. Raises Diverged."""
     name = training_hash(job.config.to_plain(), model_config, rate, job.corpus.content_hash)
     path = checkpoint_path(job, name)
@@ -172,7 +172,7 @@ def save_point(path: Path, model: SequenceModel, point: TrainPoint) -> None:
     save_model(path, model, dataclasses.asdict(point))
 
 
-def load_point(job: Job, path: Path, model: SequenceModel) -> TrainPoint:
+def load_point(job: JobContext, path: Path, model: SequenceModel) -> TrainPoint:
     """Load a checkpoint into `model` and return its point, which says what the model was trained on, not what
     it is loaded on. Print a line where the program has changed since.
 
@@ -187,7 +187,7 @@ def load_point(job: Job, path: Path, model: SequenceModel) -> TrainPoint:
     return point
 
 
-def trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
+def trained_on(job: JobContext, model: SequenceModel) -> dict[str, Any]:
     """Return the machine and the program that train the model, for the details of its point."""
     commit, is_dirty = git_commit()
     return {
@@ -199,16 +199,16 @@ def trained_on(job: Job, model: SequenceModel) -> dict[str, Any]:
     }
 
 
-def checkpoint_path(job: Job, name: str) -> Path:
+def checkpoint_path(job: JobContext, name: str) -> Path:
     """Return the file of the checkpoint with this name, a hash."""
     return Path(job.config.output) / "checkpoints" / f"{name}.safetensors"
 
 
-def progress_bar(job: Job, what: str, total: int) -> tqdm:
+def progress_bar(job: JobContext, what: str, total: int) -> tqdm:
     return tqdm(total=total, desc=f"{job.identity[0]}: {what}", unit="step", file=sys.stderr, disable=None)
 
 
-def _train_point(job: Job, model: SequenceModel, history: History, rate: float) -> TrainPoint:
+def _train_point(job: JobContext, model: SequenceModel, history: History, rate: float) -> TrainPoint:
     loss = history.validation_losses_nats[-1]
     return TrainPoint(
         metrics={

@@ -48,7 +48,7 @@ def search(
     grid = ",".join(map(str, mixture))
     config = compose_job("size=nano", "train.search=true", f"train.search_grid=[{grid}]")
     stream = SimpleNamespace(mixture_batches=lambda: iter([None]))
-    job = obtain.Job(config, torch.device("cpu"), torch.float32, None, stream, logbook)
+    job = obtain.JobContext(config, torch.device("cpu"), torch.float32, None, stream, logbook)
     best = obtain._search(job, {})
     return best.point.metrics["learning_rate"], logbook.points
 
