@@ -1,4 +1,4 @@
-"""Where the configuration is and how its interpolations compute. Imports no torch."""
+"""Compose a configuration from conf/ and resolve its interpolations. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ MODEL_GROUPS = ("arch", "reference")
 
 
 def register_resolvers() -> None:
-    """`${times:2,${size.num_layers}}`, `${multiple:16,${size.vocab_size}}` (the value rounded up to a
-    multiple of 16), `${join:${data.domains},[needle]}` (a list of both lists),
-    `${comma:${interleave},"[]"}` (text for Hydra's sweeper) and `${basename:${arch.path}}` (the last part
-    of a path) in the YAML files."""
+    """Register the functions of the YAML files.
+
+    `${times:2,${size.num_layers}}`: a product. `${multiple:16,${size.vocab_size}}`: the value rounded up to a
+    multiple of 16. `${join:${data.domains},[needle]}`: a list of both lists. `${comma:${interleave},"[]"}`:
+    text for Hydra's sweeper. `${basename:${arch.path}}`: the last part of a path.
+    """
 
     def join(*lists: list[Any]) -> list[Any]:
         return [item for part in lists for item in part]
@@ -42,8 +44,10 @@ def register_resolvers() -> None:
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Plain, fully interpolated data. Raises ValueError where the training recipe has no values for the size,
-    and OmegaConf's own error for another interpolation that has no value.
+    """Return plain, fully interpolated data.
+
+    Raises ValueError where the training recipe has no values for the size, and OmegaConf's own error for
+    another interpolation that has no value.
 
     At a size with `is_published` an architecture's `published_model` stands in place of its `model`."""
     try:
@@ -62,7 +66,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def _check_recipe(config: DictConfig) -> None:
-    """Raises ValueError where `train` takes values from its `by_size`, which has none for this size."""
+    """Raise ValueError where `train` takes values from its `by_size`, which has none for this size."""
     train, size = config.get("train") or {}, OmegaConf.select(config, "size.name")
     sizes = train.get("by_size")
     if sizes is None or size in sizes:
@@ -77,7 +81,7 @@ def _check_recipe(config: DictConfig) -> None:
 
 
 def check_model_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Raises ValueError where one of `overrides` (the command line's `key=value`) changes the one of `model`
+    """Raise ValueError where one of `overrides` (the command line's `key=value`) changes the one of `model`
     and `published_model` that `resolve` leaves out at this size, and so would change nothing."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         group, _, rest = override.key_or_group.partition(".")
@@ -94,18 +98,18 @@ def check_model_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -
 
 
 def _is_replaced(config: Mapping[str, Any], group: str) -> bool:
-    """Whether the group's `published_model` stands in place of its `model` at this size."""
+    """Return whether the group's `published_model` stands in place of its `model` at this size."""
     has_one = (config.get(group) or {}).get("published_model") is not None
     return has_one and bool((config.get("size") or {}).get("is_published", False))
 
 
 def options(group: str) -> list[str]:
-    """The names that the project itself has in a configuration group."""
+    """Return the names that the project itself has in a configuration group."""
     return [path.stem for path in Path(CONFIG_DIR, group).glob("*.yaml")]
 
 
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
-    """One sentence: what is unknown, the nearest valid name, all valid names."""
+    """Return one sentence: the unknown name, the nearest valid one, all valid ones."""
     names = sorted(valid)
     near = difflib.get_close_matches(name.rpartition(".")[2], names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -113,7 +117,7 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> str:
 
 
 def compose_config(overrides: list[str], config_dir: str | None = None) -> DictConfig:
-    """The configuration that the command line `python -m harness *overrides` composes.
+    """Return the configuration that the command line `python -m harness *overrides` composes.
 
     config_dir: a further folder of YAML files, as --config-dir gives.
     Raises ValueError where an override of a model changes nothing; see check_model_overrides.

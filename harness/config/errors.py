@@ -1,4 +1,4 @@
-"""Every user's mistake ends in one sentence."""
+"""Turn every user's mistake into one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.config.compose import options, unknown
 
 
 def sentence(error: BaseException) -> str | None:
-    """The sentence for a mistake of the user's, or None where the error is the program's own."""
+    """Return the sentence for a mistake of the user's, or None for an error of the program."""
     if isinstance(error, MissingConfigException):
         return _missing(error)
     if isinstance(error, OverrideParseException):
@@ -52,13 +52,13 @@ def sentence(error: BaseException) -> str | None:
 
 
 def _is_of_hydras_choices(error: BaseException) -> bool:
-    """Whether it came up where Hydra looks for the chosen files, which it takes to be text."""
+    """Return whether the error arose where Hydra looks up the chosen files, by names that are text."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).parts[-3:] == ("hydra", "_internal", "defaults_list.py")
 
 
 def _missing(error: MissingConfigException) -> str:
-    """Hydra's "Could not find 'arch/x'" with its list of options."""
+    """Return Hydra's "Could not find 'arch/x'" as a sentence with the valid names."""
     name = error.missing_cfg_file or ""
     if isinstance(name, (list, tuple)):
         name = name[0]
