@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 from hydra.errors import (
     CompactHydraException,
@@ -15,9 +17,11 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
 from harness.config.compose import options, unknown
+from harness.config.targets import requirement, text_of
 
 
 def sentence(error: BaseException) -> str | None:
@@ -92,3 +96,52 @@ def _first_line(error: BaseException) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def validation_sentence(
+    error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any], path: str
+) -> str:
+    """Return one sentence: the full key, its value, what is valid."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    cause, location, hint = first["type"], *_field(kind, first["loc"])
+    if cause == "extra_forbidden":
+        what = f"key of {_key(path, location)}" if location or path else "configuration key"
+        return unknown(what, str(first["loc"][-1]), hint.model_fields)
+    if cause == "missing" and location == first["loc"]:
+        group = location[:-1]
+        missing = [str(e["loc"][-1]) for e in errors if e["type"] == cause and e["loc"][:-1] == group]
+        return f"{_key(path, group) or 'The configuration'} lacks {', '.join(missing)}."
+    if cause == "value_error":
+        key, value = _key(path, location), text_of(_value(values, location))
+        return str(first["ctx"]["error"]).replace("{key}", key).replace("{value}", value)
+    bounds = (first.get("ctx") or {}).keys() & {"gt", "ge", "le"}
+    if bounds:  # of one item of a list, too
+        location = (*location, *(part for part in first["loc"][len(location) :] if isinstance(part, int)))
+        must = {"gt": "be positive", "ge": "not be negative", "le": "lie between 0 and 1"}[bounds.pop()]
+    else:
+        must = f"be {requirement(_value(values, location), hint)}"
+    return f"{_key(path, location)}={text_of(_value(values, location))} must {must}."
+
+
+def _field(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[int | str, ...], Any]:
+    """Return the part of an error's location that leads to a field, or to a group, and what is annotated
+    there. Behind it pydantic names items of lists and members of unions."""
+    hint: Any = kind
+    for depth, part in enumerate(location):
+        group = next((h for h in (hint, *get_args(hint)) if hasattr(h, "model_fields")), None)
+        if group is None or part not in group.model_fields:
+            return tuple(location[:depth]), group or hint
+        hint = group.model_fields[part].annotation
+    return tuple(location), hint
+
+
+def _key(path: str, location: Sequence[int | str]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
+    return (path + "".join(parts)).removeprefix(".")
+
+
+def _value(values: Any, location: Sequence[int | str]) -> Any:
+    for part in location:
+        values = values[part]
+    return values

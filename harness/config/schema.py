@@ -8,8 +8,8 @@ stay plain mappings; `harness.config.targets` checks them against the constructo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from harness.config.compose import unknown
-from harness.config.targets import requirement, text_of
+from harness.config.errors import validation_sentence
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -285,51 +285,4 @@ def parse(kind: type[T], values: Mapping[str, Any], path: str = "") -> T:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        raise ValueError(_sentence(error, kind, values, path)) from None
-
-
-def _sentence(error: ValidationError, kind: type[BaseModel], values: Mapping[str, Any], path: str) -> str:
-    """Return one sentence: the full key, its value, what is valid."""
-    errors = error.errors(include_url=False)
-    first = errors[0]
-    cause, location, hint = first["type"], *_field(kind, first["loc"])
-    if cause == "extra_forbidden":
-        what = f"key of {_key(path, location)}" if location or path else "configuration key"
-        return unknown(what, str(first["loc"][-1]), hint.model_fields)
-    if cause == "missing" and location == first["loc"]:
-        group = location[:-1]
-        missing = [str(e["loc"][-1]) for e in errors if e["type"] == cause and e["loc"][:-1] == group]
-        return f"{_key(path, group) or 'The configuration'} lacks {', '.join(missing)}."
-    if cause == "value_error":
-        key, value = _key(path, location), text_of(_value(values, location))
-        return str(first["ctx"]["error"]).replace("{key}", key).replace("{value}", value)
-    bounds = (first.get("ctx") or {}).keys() & {"gt", "ge", "le"}
-    if bounds:  # of one item of a list, too
-        location = (*location, *(part for part in first["loc"][len(location) :] if isinstance(part, int)))
-        must = {"gt": "be positive", "ge": "not be negative", "le": "lie between 0 and 1"}[bounds.pop()]
-    else:
-        must = f"be {requirement(_value(values, location), hint)}"
-    return f"{_key(path, location)}={text_of(_value(values, location))} must {must}."
-
-
-def _field(kind: type[BaseModel], location: Sequence[int | str]) -> tuple[tuple[int | str, ...], Any]:
-    """Return the part of an error's location that leads to a field, or to a group, and what is annotated
-    there. Behind it pydantic names items of lists and members of unions."""
-    hint: Any = kind
-    for depth, part in enumerate(location):
-        group = next((h for h in (hint, *get_args(hint)) if hasattr(h, "model_fields")), None)
-        if group is None or part not in group.model_fields:
-            return tuple(location[:depth]), group or hint
-        hint = group.model_fields[part].annotation
-    return tuple(location), hint
-
-
-def _key(path: str, location: Sequence[int | str]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in location]
-    return (path + "".join(parts)).removeprefix(".")
-
-
-def _value(values: Any, location: Sequence[int | str]) -> Any:
-    for part in location:
-        values = values[part]
-    return values
+        raise ValueError(validation_sentence(error, kind, values, path)) from None
