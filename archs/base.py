@@ -83,9 +83,11 @@ class Mixer(nn.Module, ABC):
         """The next token, (B, D) -> (B, D), without a host synchronisation; consumes `state`."""
 
     def step_kind(self, num_tokens: int) -> Hashable:
-        """What the decode step after `num_tokens` tokens does: through `decode_at`, steps of one kind run the
-        same operations on the same addresses, so that one CUDA graph serves them all. There are few kinds,
-        however long the text. Raises NotImplementedError with one sentence where that is not so."""
+        """Return a hashable key of the decode step after `num_tokens` tokens.
+
+        Through `decode_at`, steps with equal keys run the same operations on the same addresses, so that one
+        CUDA graph serves them all. The number of keys must not grow with the context. Raises
+        NotImplementedError with one sentence where a model has no such keys."""
         raise _no_kinds(self, num_tokens)
 
     def decode_at(self, x: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
@@ -161,7 +163,7 @@ class SequenceModel(nn.Module, ABC):
         """token (B,) -> logits (B, V); one step, without a host synchronisation."""
 
     def step_kind(self, num_tokens: int) -> Hashable:
-        """As `Mixer.step_kind`, of the whole model."""
+        """Return the key of the whole model's step, as `Mixer.step_kind`."""
         raise _no_kinds(self, num_tokens)
 
     def decode_at(self, token: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
@@ -175,7 +177,7 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """As `Mixer.flops`, for the whole model; one position's logits in either phase."""
+        """Count as `Mixer.flops` for the whole model, with one position's logits in either phase."""
 
     @property
     def num_parameters(self) -> int:

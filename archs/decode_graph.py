@@ -24,7 +24,7 @@ NUM_WARM_UPS = 3
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether a device has graphs."""
+    """Return whether a device has graphs."""
     return device.type == "cuda"
 
 
@@ -74,7 +74,7 @@ class DecodeGraphs:
 
     @property
     def num_graphs(self) -> int:
-        """How many kinds of steps were captured."""
+        """Return the number of kinds of steps that were captured."""
         return len(self._replays)
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class DecodeGraphs:
         return self._logits
 
     def _step(self, state: State) -> None:
-        """What a graph holds: one step from the buffers, and its results back into them."""
+        """Run one step from the buffers and copy its results back into them; a graph holds this."""
         logits, after = self._model.decode_at(self._token, state, self._position)
         if self._logits is None:
             self._logits = torch.empty_like(logits)

@@ -12,14 +12,14 @@ from archs.ops.operation import Operation
 
 
 def check_implementations(chosen: Mapping[str, str]) -> None:
-    """`chosen` maps operations to implementations. Raises ImplementationUnavailable with one sentence where a
-    name is unknown, whichever models use it; `resolve_implementations` says whether it can run."""
+    """Raise ImplementationUnavailable with one sentence where `chosen`, operation -> implementation, holds an
+    unknown name, whether or not a model uses it. `resolve_implementations` finds out whether it can run."""
     for operation in OPERATIONS:
         operation.check_name(chosen.get(operation.name, "auto"))
 
 
 def resolve_implementations(model: nn.Module, device: torch.device) -> dict[str, str]:
-    """Fixes, once, the implementation of every operation in `model`: `auto` becomes a name.
+    """Fix, once, the implementation of every operation in `model`: `auto` becomes a name.
 
     A module that calls one, a Mixer or a part of it, has `operation` and `implementation`, and may have those
     of a step (see Mixer). Returns operation -> name. Raises ImplementationUnavailable with one sentence."""

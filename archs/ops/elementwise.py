@@ -16,8 +16,8 @@ GELU_SLOPE, GELU_CUBE = 2 * math.sqrt(2 / math.pi), 0.044715
 
 
 def is_bound_by_memory(x: Tensor) -> bool:
-    """Whether x is so large, on a CPU and outside of what autograd records, that more calls with fewer passes
-    over memory are quicker than torch's one."""
+    """Return whether more calls with fewer passes over memory are quicker for x than one call of torch's.
+    They are on a CPU, where x is large and autograd does not record."""
     is_unrecorded = x.device.type == "cpu" and not torch.is_grad_enabled()
     return is_unrecorded and x.dtype in (torch.float32, torch.float64) and x.numel() >= MANY_NUMBERS
 

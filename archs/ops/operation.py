@@ -1,4 +1,4 @@
-"""How an operation names, checks and picks its implementations."""
+"""Operations and their implementations: names, checks, and the choice of one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 class ImplementationUnavailable(ValueError):
-    """Asked for an implementation that is not known, not installed or cannot run here."""
+    """An implementation was chosen that is not known, not installed or cannot run here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Implementation:
-    """Where a function is, and what it needs.
+    """The place of a function, and its needs.
 
     target:       "module:function", imported on first use.
     devices:      device types it runs on.
@@ -34,7 +34,7 @@ class Implementation:
 
     @property
     def is_triton(self) -> bool:
-        """Whether it is a kernel of ours."""
+        """True for a kernel of ours."""
         return self.requires == "triton"
 
 
@@ -55,7 +55,7 @@ class Operation:
     auto: Mapping[str, Sequence[str]]
 
     def check_name(self, name: str) -> None:
-        """Raises ImplementationUnavailable where `name` is neither `auto` nor an implementation's."""
+        """Raise ImplementationUnavailable where `name` is neither `auto` nor an implementation's."""
         if name not in ("auto", *self.implementations):
             valid = ", ".join(["auto", *self.implementations])
             raise ImplementationUnavailable(
@@ -63,7 +63,7 @@ class Operation:
             )
 
     def why_unavailable(self, name: str, device: torch.device) -> str | None:
-        """A sentence that says what is missing, or None where `name` can run on `device`."""
+        """Return a sentence that says what is missing, or None where `name` can run on `device`."""
         implementation = self.implementations[name]
         is_interpreted = implementation.is_triton and os.environ.get("TRITON_INTERPRET") == "1"
         if device.type not in implementation.devices and not (is_interpreted and device.type == "cpu"):
@@ -83,7 +83,7 @@ class Operation:
         return None
 
     def resolve(self, name: str, device: torch.device) -> str:
-        """The name that will run: `auto` becomes the first preference available on `device`.
+        """Return the name that will run: `auto` becomes the first preference available on `device`.
 
         Raises ImplementationUnavailable with one sentence."""
         if name == "auto":
@@ -98,8 +98,9 @@ class Operation:
         return name
 
     def function(self, name: str, device: torch.device) -> Callable:
-        """The callable behind `name` or `auto` on `device`; raises as `resolve`, and where the package that
-        it needs is there and broken."""
+        """Return the callable behind `name` or `auto` on `device`.
+
+        Raises as `resolve`, and where the package that it needs is installed and broken."""
         return self._load(self.resolve(name, device))
 
     def _load(self, name: str) -> Callable:

@@ -1,4 +1,4 @@
-"""What a published checkpoint's config.json says, as the settings of a Decoder.
+"""Read a published checkpoint's config.json as the settings of a Decoder.
 
 Settings are read, not assumed: one that decides a shape must be there, and one that a config.json may
 leave out has the default of the implementation that wrote it. One that changes the numbers and has no

@@ -146,7 +146,7 @@ class HuggingFaceModel(SequenceModel):
         return total
 
     def _body_flops_per_token(self) -> float:
-        """Of all linear layers and convolutions but the head."""
+        """Count the FLOPs per token of all linear layers and convolutions but the head."""
         head, share = self.model.get_output_embeddings(), _expert_share(self.config)
         total = 0.0
         for name, module in self.model.named_modules():
@@ -211,7 +211,7 @@ class HuggingFaceModel(SequenceModel):
 
 
 def _expert_share(config: Any) -> float:
-    """Of a mixture's experts the part that answers a token; 1 without a mixture."""
+    """Return the fraction of a mixture's experts that answers a token; 1 without a mixture."""
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     count = next((value for value in (getattr(config, name, None) for name in names) if value), None)
     active = getattr(config, "num_experts_per_tok", None)

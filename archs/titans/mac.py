@@ -186,7 +186,7 @@ class TitansMAC(Mixer):
         return self.o_proj(y.flatten(2))
 
     def _output(self, answered: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """What was written and the memory's answer, of every piece in order -> (B, T, D)."""
+        """Gate each piece's written tokens by the memory's answer; pieces in order -> (B, T, D)."""
         y, answer = (torch.cat(parts, dim=1) for parts in zip(*answered, strict=True))
         return self.gate(y, y, answer)
 
@@ -249,7 +249,7 @@ class TitansMAC(Mixer):
         return y[:, 0], state
 
     def step_kind(self, num_tokens: int) -> Hashable:
-        """Whether it opens a segment, and the place in the memory's chunk."""
+        """Return whether the step opens a segment, and its place in the memory's chunk."""
         return num_tokens % self.segment_tokens == 0, num_tokens % self.memory.chunk_tokens
 
     def decode_at(self, x: Tensor, state: MACState, position: Tensor) -> tuple[Tensor, MACState]:

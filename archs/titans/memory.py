@@ -168,7 +168,7 @@ class NeuralMemory(nn.Module):
         return memory + 2.0 * linear + sum(conv.flops_per_token() for conv in self.convs)
 
     def flops(self, context_tokens: int, phase: Phase) -> float:
-        """Of `step` over `context_tokens` tokens in prefill, of one token in decode."""
+        """Count the FLOPs of `step`: over `context_tokens` tokens in prefill, over one token in decode."""
         if phase == "decode":
             return self.flops_per_token(1)
         rest = context_tokens % self.chunk_tokens

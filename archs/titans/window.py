@@ -27,7 +27,7 @@ class TwoPartState(NamedTuple):
 
 
 class _MemoryAndWindow(Mixer):
-    """What MAG and MAL share: a TitansLMM, a SlidingWindowAttention, and their states."""
+    """The shared part of MAG and MAL: a TitansLMM, a SlidingWindowAttention, and their states."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class _MemoryAndWindow(Mixer):
     @staticmethod
     @abstractmethod
     def _build_joint(*, d_model: int, norm_eps: float) -> nn.Module:
-        """What stands between or behind the two parts."""
+        """Build the module that stands between or behind the two parts."""
 
     @abstractmethod
     def _join(self, x: Tensor, memory: Part, window: Part) -> Tensor:
