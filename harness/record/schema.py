@@ -1,14 +1,14 @@
-"""The result schema: JSON lines, one file a job. Standard library only.
+"""The result schema: JSON lines in append-only files. Standard library only.
 
-A file holds one header line a run (an attempt at the job) and then one line a measured point,
-with the run's id and the raw samples. Files are append-only, so results of several machines merge
-by copying. Missing is null, never 0; what could not be measured is a point whose status says so.
+Each run, an attempt at a job, writes a header and then one point per measured cell, with the raw samples.
+Files are append-only, so that results of several machines merge by copying. Missing is null, never 0; what
+could not be measured is a point whose status says so. Records of an older version are migrated on reading.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import fcntl
 import json
 import math
 import os
@@ -17,14 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
+from harness.record.identity import content_hash as content_hash
+from harness.record.metrics import Metric, from_plain
+from harness.record.migration import Version1
+
+SCHEMA_VERSION = 2
 
 #: ok, or why there is no number.
 STATUSES = ("ok", "oom", "timeout", "diverged", "crashed", "unsupported")
 
 
 class RecordError(ValueError):
-    """A record file that cannot be read; the message names file and line."""
+    """A line that is no record; the message names file and line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +38,14 @@ class Header:
     job:             a readable name, unique in the experiment's folder, e.g. "mamba-tiny-seed0".
     experiment:      the experiment's name, or null.
     config:          the resolved configuration, in full.
-    config_hash:     of what decides the numbers (model, data, training, seed); see harness.config.build.
+    config_hash:     short name of the configuration, without where and how the job runs.
     command:         the command line that reproduces the run.
     environment:     see harness.record.environment.
     data_hash:       content hash of corpus and tokenizer, null where the job reads no data.
     started_at:      UTC, ISO 8601.
+    metrics:         task -> what it declares of its numbers.
+    identities:      architecture -> task -> identity of the results that the run is about, those included
+                     that an earlier run has measured.
     """
 
     run_id: str
@@ -50,6 +57,8 @@ class Header:
     environment: dict[str, Any]
     data_hash: str | None
     started_at: str
+    metrics: Mapping[str, tuple[Metric, ...]] = field(default_factory=dict)
+    identities: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     kind: str = "header"
     schema_version: int = SCHEMA_VERSION
 
@@ -61,6 +70,8 @@ class Point:
     arch:            the name in conf/arch.
     task:            "train", "perplexity", "needle", "latency", "cost", ...
     cell:            the coordinates within the task, e.g. {"context_tokens": 512, "depth": 0.5}.
+    identity:        what the numbers depend on besides the above, see harness.record.identity; "" where it is
+                     not known.
     status, reason:  one of STATUSES, and a sentence where it is not ok.
     metrics:         name -> number or null, units last in the name; documented by each task.
     samples:         name -> raw samples the metrics were computed from.
@@ -73,6 +84,7 @@ class Point:
     seed: int
     task: str
     cell: dict[str, Any]
+    identity: str = ""
     status: str = "ok"
     reason: str | None = None
     metrics: dict[str, float | int | None] = field(default_factory=dict)
@@ -87,19 +99,13 @@ class Point:
 
     @property
     def key(self) -> str:
-        """What makes the point this point and no other, as a string."""
+        """Architecture, size, seed, task and cell, as a string."""
         return cell_key(self.arch, self.size, self.seed, self.task, self.cell)
 
 
 def cell_key(arch: str, size: str, seed: int, task: str, cell: Mapping[str, Any]) -> str:
-    """The identity of a cell, as a string."""
+    """Return the coordinates of a cell, as a string."""
     return json.dumps([arch, size, seed, task, cell], sort_keys=True)
-
-
-def content_hash(value: Any, length: int = 12) -> str:
-    """A short hexadecimal SHA-256 of a JSON value, the same whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def _finite(value: Any) -> Any:
@@ -114,37 +120,45 @@ def _finite(value: Any) -> Any:
 
 
 def append(path: Path, record: Header | Point) -> None:
-    """Appends one line in one write, and flushes it to the disk; creates the folder."""
+    """Append one line in one write, and flush it to the disk; create the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(_finite(dataclasses.asdict(record)), separators=(",", ":"), allow_nan=False)
-    prefix = b""
-    if path.exists() and path.stat().st_size:
-        with path.open("rb") as file:  # a line cut short by a kill stays a line of its own
-            file.seek(-1, os.SEEK_END)
-            prefix = b"" if file.read(1) == b"\n" else b"\n"
-    with path.open("ab") as file:
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # jobs of several configurations may share a file
+        is_cut = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        prefix = b"\n" if is_cut else b""  # a line cut short by a kill stays a line of its own
         file.write(prefix + line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read(path: Path) -> Iterator[Header | Point | RecordError]:
-    """The records of a file in order; a damaged line is yielded as a RecordError, not raised, so
-    that one bad line never hides the others."""
+    """Yield the records of a file in order.
+
+    A damaged line is yielded as a RecordError, not raised, so that one bad line never hides the others."""
+    version_1 = Version1()
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                yield _parse(json.loads(line))
+                yield _parse(json.loads(line), version_1)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 yield RecordError(f"{path}, line {number}: not a record ({error})")
 
 
-def _parse(value: dict[str, Any]) -> Header | Point:
-    if value["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema version {value['schema_version']}, this program reads {SCHEMA_VERSION}")
-    types = {"header": Header, "point": Point}
-    if value["kind"] not in types:
-        raise ValueError(f"kind {value['kind']!r}")
-    return types[value["kind"]](**value)
+def _parse(value: dict[str, Any], version_1: Version1) -> Header | Point:
+    kind, version = value["kind"], value["schema_version"]
+    if version not in (1, SCHEMA_VERSION):
+        raise ValueError(f"schema version {version}, this program reads {SCHEMA_VERSION} and older ones")
+    if kind == "point":
+        if version == 1:
+            value = version_1.point(value)
+        return Point(**{**value, "schema_version": SCHEMA_VERSION})
+    if kind != "header":
+        raise ValueError(f"kind {kind!r}")
+    if version == 1:
+        value = version_1.header(value)
+    else:
+        value["metrics"] = {task: from_plain(metrics) for task, metrics in value["metrics"].items()}
+    return Header(**{**value, "schema_version": SCHEMA_VERSION})

@@ -27,6 +27,7 @@ from harness.record.schema import Header, content_hash
 from harness.record.writer import Logbook, write_in_flight
 from harness.run import model_job as quality
 from harness.run import timing_job as interleaved
+from harness.run.header import declarations
 from harness.run.supervision import EXIT_CRASHED, EXIT_INPUT_ERROR, EXIT_OUT_OF_MEMORY
 
 
@@ -91,6 +92,7 @@ def _header(spec: dict[str, Any], device: torch.device) -> Header:
         command=spec["command"],
         environment=environment.describe(device),
         data_hash=None,
+        metrics=declarations(spec["configs"]),
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

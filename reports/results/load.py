@@ -22,7 +22,6 @@ from typing import Any, TypeGuard
 import pandas as pd
 
 from harness.record.metrics import Metric
-from harness.record.metrics_of_version_1 import METRICS
 from harness.record.schema import Header, Point, RecordError, content_hash, read
 from reports.results.series import Series, make_series
 
@@ -61,8 +60,8 @@ class Results:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def metrics(self, task: str) -> tuple[Metric, ...]:
-        """What the task declares of its numbers, as the newest header that names it says."""
-        return METRICS.get(task, ())
+        """Return what the task declares of its numbers, as the newest header that names it says."""
+        return next((h.metrics[task] for h in reversed(self.headers) if task in h.metrics), ())
 
     def of(self, task: str) -> list[Point]:
         """All shown points of a task, whatever their status."""

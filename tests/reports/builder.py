@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from harness.record.metrics_of_version_1 import METRICS
 from harness.record.schema import Header, Point, append
 
 CONTEXTS = (256, 512, 1024, 2048, 4096)
@@ -60,6 +61,7 @@ def header(arch: str | None, *, run_id: str, seed: int = 0, **changes: Any) -> H
         "environment": dict(ENVIRONMENT),
         "data_hash": "data123",
         "started_at": "2026-01-01T10:00:00+00:00",
+        "metrics": METRICS,
     }
     return Header(**(fields | changes))
 

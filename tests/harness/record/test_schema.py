@@ -78,7 +78,7 @@ def test_a_line_cut_short_stays_a_line_of_its_own(tmp_path: Path) -> None:
         "7",
         "{}",
         '{"kind": "point", "schema_version": 1}',
-        json.dumps({**dataclasses.asdict(point()), "schema_version": 2}),
+        json.dumps({**dataclasses.asdict(point()), "schema_version": 3}),
         json.dumps({**dataclasses.asdict(point()), "kind": "rumour"}),
         json.dumps({**dataclasses.asdict(point()), "status": "fine"}),
         json.dumps({**dataclasses.asdict(point()), "extra": 1}),

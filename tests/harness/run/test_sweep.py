@@ -187,7 +187,7 @@ def test_the_specification_of_a_job_is_json_and_removed(sweep: tuple) -> None:
     assert list((sweep[0] / "jobs").iterdir()) == []
     for path in (sweep[0] / "records").iterdir():
         for line in path.read_text().splitlines():
-            assert json.loads(line)["schema_version"] == 1
+            assert json.loads(line)["schema_version"] == 2
 
 
 @pytest.mark.parametrize("given", ["outputs/x", "{here}/outputs/x", "{beside}/elsewhere"])
