@@ -1,4 +1,7 @@
-"""What decides a number, hashed."""
+"""The names of trained models, and the keys of a configuration that decide no number.
+
+What makes two results the same is decided in `harness.record.identity`.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.config.compose import resolve as resolve
-from harness.record.schema import content_hash
+from harness.record.identity import stable_hash, training_settings
 
 
 def training_hash(
     config: Mapping[str, Any], model_config: Mapping[str, Any], learning_rate: float | None, data_hash: str
 ) -> str:
-    """What decides a trained model: its name in the checkpoint folder."""
-    ignored = ("name", "search", "search_grid", "by_size", "peak_learning_rate", "checkpoint_interval_s")
-    train = {key: value for key, value in config["train"].items() if key not in ignored}
-    return content_hash(
+    """Return the name of a trained model in the checkpoint folder: a hash of what decides its weights."""
+    return stable_hash(
         {
-            "train": train,
+            "train": training_settings(config["train"]),
             "seed": config["seed"],
             "dtype": config["dtype"],
             "learning_rate": learning_rate,
@@ -28,7 +29,7 @@ def training_hash(
 
 
 #: Where and how a job runs. num_threads and num_workers change times and, through the order of sums, a
-#: trained model: what was measured before they were changed stands.
+#: trained model; a model that was trained before they were changed stands.
 NOT_RESULT_KEYS = (
     "output",
     "experiment_name",

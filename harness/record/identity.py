@@ -22,6 +22,8 @@ from typing import Any
 
 #: The folders of the project. A class in any other package is a plug-in's and keeps its whole path.
 OWN_PACKAGES = ("archs", "tasks", "harness")
+#: Packages of kernels that an implementation may be.
+KERNEL_PACKAGES = ("triton", "mamba-ssm", "flash-attn", "causal-conv1d", "flash-linear-attention")
 NO_DATA = "-"
 UNKNOWN_DATA = "?"
 MODEL_FAMILY = "model"
@@ -96,20 +98,23 @@ def timed_identity(
     settings: Any,
     *,
     environment: Mapping[str, Any],
-    implementations: Any = None,
 ) -> str:
     """Return the identity of what is timed on a model with random weights.
 
-    environment:     of the run, as harness.record.environment describes it.
-    implementations: operation -> implementation that ran, as resolved; None where it is not known.
+    environment: of the run, as harness.record.environment describes it.
     """
-    subject = {**_model(config, arch), **machine(environment), "implementations": implementations}
+    subject = {**_model(config, arch), **machine(environment)}
     return _identity(task, subject, settings, NO_DATA)
 
 
 def machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a time depends on besides the program: device, processor, card and CPU threads."""
-    return {key: environment.get(key) for key in ("device", "cpu_name", "gpu_name", "num_threads")}
+    """Return what a time depends on besides the program: device, processor, card and CPU threads; on a GPU
+    also the packages of kernels, from which `auto` chooses."""
+    described = {key: environment.get(key) for key in ("device", "cpu_name", "gpu_name", "num_threads")}
+    packages = environment.get("packages") or {}
+    if environment.get("device") == "cuda":
+        described["packages"] = {name: packages[name] for name in KERNEL_PACKAGES if name in packages}
+    return described
 
 
 def counted_identity(config: Mapping[str, Any], arch: Mapping[str, Any]) -> str:
@@ -127,11 +132,28 @@ def family(identity: str) -> str:
     return identity.partition(":")[0]
 
 
+def subject(identity: str) -> tuple[str, str]:
+    """Return what was measured, subject and data: points with different ones are never shown together."""
+    _, subject, data, _ = identity.split(":") if identity else ("", "", NO_DATA, "")
+    return subject, data
+
+
+def settings(identity: str) -> str:
+    """Return the hash of the task's own settings."""
+    return identity.rpartition(":")[2]
+
+
 def is_same(identity: str, other: str) -> bool:
     """Return whether two identities are of the same result; data that are not known may be any."""
     return identity == other or (
-        _without_data(identity) == _without_data(other) and UNKNOWN_DATA in (_data(identity), _data(other))
+        (family(identity), settings(identity)) == (family(other), settings(other))
+        and is_same_subject(subject(identity), subject(other))
     )
+
+
+def is_same_subject(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Return whether two subjects are the same; data that are not known may be any."""
+    return one[0] == other[0] and (one[1] == other[1] or UNKNOWN_DATA in (one[1], other[1]))
 
 
 def _identity(family: str, subject: Any, settings: Any, data: str | None) -> str:
@@ -171,12 +193,3 @@ def _stable_name(target: Any) -> Any:
     if isinstance(target, str) and target.partition(".")[0] in OWN_PACKAGES:
         return target.rpartition(".")[2]
     return target
-
-
-def _data(identity: str) -> str:
-    return identity.split(":")[2] if identity.count(":") == 3 else NO_DATA
-
-
-def _without_data(identity: str) -> list[str]:
-    parts = identity.split(":")
-    return [*parts[:2], *parts[3:]]

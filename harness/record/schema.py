@@ -142,22 +142,26 @@ def read(path: Path) -> Iterator[Header | Point | RecordError]:
             if not line.strip():
                 continue
             try:
-                yield _parse(json.loads(line), version_1)
+                yield parse(json.loads(line), version_1)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 yield RecordError(f"{path}, line {number}: not a record ({error})")
 
 
-def _parse(value: dict[str, Any], version_1: Version1) -> Header | Point:
+def parse(value: dict[str, Any], version_1: Version1 | None = None) -> Header | Point:
+    """Return the record that a line's JSON value holds.
+
+    version_1: migrates the values of that version; None where there are none.
+    Raises ValueError, TypeError, KeyError or AttributeError where it is no record."""
     kind, version = value["kind"], value["schema_version"]
-    if version not in (1, SCHEMA_VERSION):
+    if version != SCHEMA_VERSION and (version != 1 or version_1 is None):
         raise ValueError(f"schema version {version}, this program reads {SCHEMA_VERSION} and older ones")
     if kind == "point":
-        if version == 1:
+        if version_1 is not None and version == 1:
             value = version_1.point(value)
         return Point(**{**value, "schema_version": SCHEMA_VERSION})
     if kind != "header":
         raise ValueError(f"kind {kind!r}")
-    if version == 1:
+    if version_1 is not None and version == 1:
         value = version_1.header(value)
     else:
         value["metrics"] = {task: from_plain(metrics) for task, metrics in value["metrics"].items()}

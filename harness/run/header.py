@@ -7,19 +7,75 @@ from typing import Any
 
 from hydra.utils import get_class
 
+from harness.config.schema import JobConfig
+from harness.record import identity
 from harness.record.metrics import Metric
 from harness.record.metrics_of_version_1 import METRICS
+from tasks.base import Task
 
 
-def declarations(configs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Metric, ...]]:
+def declarations(configs: Sequence[JobConfig]) -> dict[str, tuple[Metric, ...]]:
     """Return the metrics of every task that the job of these configurations can write points of."""
     declared = {task: METRICS[task] for task in ("train", "learning_rate_search", "cost", "calibration")}
     for config in configs:
-        for task in _task_classes(config):
+        for task, _ in _tasks(config):
             declared[task.name] = getattr(task, "METRICS", METRICS.get(task.name, ()))
     return declared
 
 
-def _task_classes(config: Mapping[str, Any]) -> Iterator[Any]:
-    for settings in (config["tasks"] | config["arch"].get("tasks", {})).values():
-        yield get_class(settings["_target_"])
+def identities(
+    kind: str,
+    configs: Sequence[JobConfig],
+    *,
+    environment: Mapping[str, Any],
+    config: Mapping[str, Any],
+    data_hash: str | None,
+) -> dict[str, dict[str, str]]:
+    """Return architecture -> task -> identity of the results that a job is about.
+
+    kind:   "latency" for a timing job, else a model job.
+    config: as in the header: the same functions find the identity of an older record from it.
+    """
+    found: dict[str, dict[str, str]] = {}
+    if kind == "latency":
+        found[""] = {"calibration": identity.machine_identity("calibration", environment)}
+    for one in configs:
+        arch = one.arch.to_plain()
+        found[one.arch.name] = (
+            _timed(one, arch, config, environment)
+            if kind == "latency"
+            else _trained(one, arch, config, {"device": environment["device"], "data": data_hash})
+        )
+    return found
+
+
+def _timed(
+    job: JobConfig, arch: Mapping[str, Any], config: Mapping[str, Any], environment: Mapping[str, Any]
+) -> dict[str, str]:
+    return {
+        task.name: identity.timed_identity(config, arch, task.name, settings, environment=environment)
+        for task, settings in _tasks(job)
+        if not issubclass(task, Task)
+    }
+
+
+def _trained(
+    job: JobConfig, arch: Mapping[str, Any], config: Mapping[str, Any], trained: dict[str, Any]
+) -> dict[str, str]:
+    found = {
+        task.name: identity.trained_identity(config, arch, settings, **trained)
+        for task, settings in _tasks(job)
+        if issubclass(task, Task)
+    }
+    found["train"] = identity.trained_identity(config, arch, {}, **trained)
+    found["cost"] = identity.counted_identity(config, arch)
+    found["learning_rate_search"] = identity.search_identity(config, arch, **trained)
+    return found
+
+
+def _tasks(job: JobConfig) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Each task's class with its settings, without those that only choose its cells."""
+    for settings in (job.tasks | job.arch.tasks).values():
+        task = get_class(settings["_target_"])
+        cell_settings = getattr(task, "CELL_SETTINGS", ())
+        yield task, {key: value for key, value in settings.items() if key not in cell_settings}

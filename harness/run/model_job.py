@@ -15,7 +15,7 @@ from harness.config.build import instantiate
 from harness.config.match import is_published, matched_model_config, mismatch_text
 from harness.config.schema import JobConfig
 from harness.record.outcomes import outcome
-from harness.record.writer import Logbook
+from harness.record.writer import RecordWriter
 from harness.run.cost_card import card, meta_model
 from harness.train.adapted_model import obtain_experts
 from harness.train.context import JobContext
@@ -29,7 +29,7 @@ def run(
     spec: dict[str, Any],
     device: torch.device,
     dtype: torch.dtype,
-    make_logbook: Callable[[str | None], Logbook],
+    make_logbook: Callable[[str | None], RecordWriter],
 ) -> None:
     """Trains or loads the spec's model and measures what is not yet measured."""
     config: JobConfig = spec["configs"][0]

@@ -16,7 +16,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from harness.record.schema import Header, Point, append, read
+from harness.record.in_flight import InFlight, clear
+from harness.record.schema import Point, read
 
 #: The worker's exit codes. For a user's mistake its sentence is on stderr already.
 EXIT_CRASHED = 1
@@ -74,7 +75,7 @@ def run_job(
         while True:
             spec["run_ids"] = [*spec["run_ids"], uuid.uuid4().hex[:12]]
             spec_path.write_text(json.dumps(spec))
-            in_flight_path.unlink(missing_ok=True)
+            clear(in_flight_path)
             code, is_late = _wait(spec_path, None if spec["give_up"] else deadline, line, stopping)
             if code == 0:
                 return _failures(spec, output)
@@ -85,8 +86,10 @@ def run_job(
             if status == "oom" and num_beside:
                 reason += f"; up to {num_beside} jobs ran beside it, num_workers=1 leaves it all the memory"
             is_setup = False
-            if in_flight_path.exists() and not _is_done(in_flight_path):
-                is_setup = _record_death(in_flight_path, status, reason)
+            note = InFlight.read(in_flight_path) if in_flight_path.exists() else None
+            if note is not None and not note.is_measured():
+                note.record(status, reason)
+                is_setup = note.header is not None  # it died before it had written even that
             elif not is_late:  # before it began, between two cells, or where all before is done
                 num_lost += 1
                 if num_lost > 1:
@@ -97,12 +100,12 @@ def run_job(
                 spec["give_up"] = {"status": status, "reason": reason}
     finally:
         spec_path.unlink(missing_ok=True)
-        in_flight_path.unlink(missing_ok=True)
+        clear(in_flight_path)
 
 
 def _failures(spec: dict[str, Any], output: Path) -> list[Point]:
     """The points of this job's runs that are not ok; an earlier job's are its own to report."""
-    paths = sorted((output / "records").glob(f"{spec['job']}-*{spec['config_hash']}*.jsonl"))
+    paths = sorted((output / "records").glob(f"{spec['job']}-*.jsonl"))
     points = [record for path in paths for record in read(path) if isinstance(record, Point)]
     return [p for p in points if p.run_id in spec["run_ids"] and p.status != "ok"]
 
@@ -153,25 +156,3 @@ def _verdict(code: int, is_late: bool, timeout_s: float) -> tuple[str, str]:
     if code < 0:
         return "crashed", f"the process was ended by {signal.Signals(-code).name}"
     return "crashed", f"the process ended with exit code {code}"
-
-
-def _is_done(in_flight_path: Path) -> bool:
-    """Whether the worker died before it had looked, and what it would have begun with has its number from an
-    earlier run."""
-    in_flight = json.loads(in_flight_path.read_text())
-    if in_flight["header"] is None:  # it had looked, and found none, or one of other data
-        return False
-    path, point = Path(in_flight["path"]), Point(**in_flight["point"])
-    records = read(path) if path.exists() else ()
-    return any(isinstance(r, Point) and r.key == point.key and r.status == "ok" for r in records)
-
-
-def _record_death(in_flight_path: Path, status: str, reason: str) -> bool:
-    """Turns the cell that was being measured into a typed record; true where the worker had not come
-    to its first cell, and so had not written its header either."""
-    in_flight = json.loads(in_flight_path.read_text())
-    point = Point(**in_flight["point"], status=status, reason=reason)
-    if in_flight["header"] is not None:
-        append(Path(in_flight["path"]), Header(**in_flight["header"]))
-    append(Path(in_flight["path"]), point)
-    return in_flight["header"] is not None

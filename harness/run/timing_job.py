@@ -17,7 +17,7 @@ from harness.config.schema import JobConfig
 from harness.measure.statistics import percentile
 from harness.measure.time import time_call_ms
 from harness.record.outcomes import outcome
-from harness.record.writer import Logbook
+from harness.record.writer import RecordWriter
 from harness.train.errors import CheckpointError
 
 #: The calibration: a float32 matrix product of this width, the yardstick that regress divides by.
@@ -28,7 +28,7 @@ def run(
     spec: dict[str, Any],
     device: torch.device,
     dtype: torch.dtype,
-    make_logbook: Callable[[str | None], Logbook],
+    make_logbook: Callable[[str | None], RecordWriter],
 ) -> None:
     """Measures every cell of every interleaved task for every configuration of the spec."""
     configs: dict[str, JobConfig] = {config.arch.name: config for config in spec["configs"]}
@@ -107,7 +107,7 @@ def _outcomes(
 
 
 def _give_up(
-    logbook: Logbook, name: str, size: str, seed: int, tasks: list[Any], *, status: str, reason: str
+    logbook: RecordWriter, name: str, size: str, seed: int, tasks: list[Any], *, status: str, reason: str
 ) -> None:
     """Every cell of an architecture that is not measured becomes a typed record."""
     for task in tasks:
@@ -133,7 +133,7 @@ def _random_model(
     }
 
 
-def _calibrate(logbook: Logbook, size: str, seed: int, device: torch.device) -> None:
+def _calibrate(logbook: RecordWriter, size: str, seed: int, device: torch.device) -> None:
     """Times the matrix product that other times of this run are divided by."""
     if logbook.done("", size, seed, "calibration", {}) is not None:
         return

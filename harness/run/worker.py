@@ -22,12 +22,13 @@ from harness.config.compose import register_resolvers
 from harness.config.errors import sentence
 from harness.config.schema import JobConfig
 from harness.record import environment
+from harness.record.in_flight import InFlight, clear
 from harness.record.outcomes import is_out_of_memory
-from harness.record.schema import Header, content_hash
-from harness.record.writer import Logbook, write_in_flight
+from harness.record.schema import Header, Point, content_hash
+from harness.record.writer import RecordWriter
 from harness.run import model_job as quality
 from harness.run import timing_job as interleaved
-from harness.run.header import declarations
+from harness.run.header import declarations, identities
 from harness.run.supervision import EXIT_CRASHED, EXIT_INPUT_ERROR, EXIT_OUT_OF_MEMORY
 
 
@@ -59,23 +60,25 @@ def _run(spec: dict[str, Any]) -> None:
     header = _header(spec, device)
     _announce(spec, device, header)
     run(spec, device, dtype, _logbook_maker(spec, device, header))
-    Path(spec["in_flight_path"]).unlink(missing_ok=True)
+    clear(Path(spec["in_flight_path"]))
 
 
 def _announce(spec: dict[str, Any], device: torch.device, header: Header) -> None:
     """A death before the first cell is put down to training, or to the calibration of a latency job."""
     config = spec["configs"][0]
     is_latency = spec["kind"] == "latency"
-    point = {
-        "run_id": header.run_id,
-        "arch": "" if is_latency else config.arch.name,
-        "size": config.size.name,
-        "seed": config.seed,
-        "task": "calibration" if is_latency else "train",
-        "cell": {},
-    }
-    path = Path(spec["in_flight_path"])
-    write_in_flight(path, path=_record_path(spec, device), header=header, point=point)
+    arch, task = ("", "calibration") if is_latency else (config.arch.name, "train")
+    point = Point(
+        run_id=header.run_id,
+        arch=arch,
+        size=config.size.name,
+        seed=config.seed,
+        task=task,
+        cell={},
+        identity=header.identities[arch][task],
+    )
+    note = InFlight(record_path=_record_path(spec, device), point=point, header=header)
+    note.write(Path(spec["in_flight_path"]))
 
 
 def _header(spec: dict[str, Any], device: torch.device) -> Header:
@@ -83,39 +86,55 @@ def _header(spec: dict[str, Any], device: torch.device) -> Header:
     output, here = Path(config.output), Path.cwd()
     shown = output.relative_to(here) if output.is_relative_to(here) else output  # records are published
     interleaved_archs = [other.arch.to_plain() for other in spec["configs"][1:]]
+    values = {**config.to_plain(), "output": str(shown), "interleaved": interleaved_archs}
+    described = environment.describe(device)
     return Header(
         run_id=spec["run_ids"][-1],
         job=spec["job"],
         experiment=config.experiment_name,
-        config={**config.to_plain(), "output": str(shown), "interleaved": interleaved_archs},
+        config=values,
         config_hash=spec["config_hash"],
         command=spec["command"],
-        environment=environment.describe(device),
+        environment=described,
         data_hash=None,
+        identities=_identities(spec, values, described, None),
         metrics=declarations(spec["configs"]),
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
+def _identities(
+    spec: dict[str, Any], config: dict[str, Any], described: dict[str, Any], data_hash: str | None
+) -> dict[str, dict[str, str]]:
+    return identities(
+        spec["kind"], spec["configs"], environment=described, config=config, data_hash=data_hash
+    )
+
+
 def _record_path(spec: dict[str, Any], device: torch.device) -> Path:
-    """A file holds one job on one kind of machine: a run elsewhere measures anew, and the files of both
-    can be copied into one folder."""
+    """Return the record file of the job on this kind of machine.
+
+    A run on another kind measures anew, and the files of both can be copied into one folder."""
     gpu_name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     machine = content_hash([environment.cpu_name(), gpu_name, device.type], length=6)
-    name = f"{spec['job']}-{device.type}-{machine}-{spec['config_hash']}.jsonl"
+    name = f"{spec['job']}-{device.type}-{machine}.jsonl"
     return Path(spec["configs"][0].output) / "records" / name
 
 
 def _logbook_maker(
     spec: dict[str, Any], device: torch.device, header: Header
-) -> Callable[[str | None], Logbook]:
+) -> Callable[[str | None], RecordWriter]:
     """A function of the data's hash, which is known only once the data are read."""
 
-    def make(data_hash: str | None) -> Logbook:
+    def make(data_hash: str | None) -> RecordWriter:
         path = _record_path(spec, device)
-        logbook = Logbook(
+        logbook = RecordWriter(
             path,
-            dataclasses.replace(header, data_hash=data_hash),
+            dataclasses.replace(
+                header,
+                data_hash=data_hash,
+                identities=_identities(spec, header.config, header.environment, data_hash),
+            ),
             in_flight_path=Path(spec["in_flight_path"]),
             run_ids=spec["run_ids"],
             retry_failed=spec["configs"][0].retry_failed,

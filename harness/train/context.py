@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.config.schema import JobConfig
-from harness.record.writer import Logbook
+from harness.record.writer import RecordWriter
 
 
 @dataclass
@@ -20,7 +20,7 @@ class JobContext:
     dtype: torch.dtype
     corpus: Any
     stream: Any
-    logbook: Logbook
+    logbook: RecordWriter
 
     @property
     def identity(self) -> tuple[str, str, int]:

@@ -1,11 +1,10 @@
 """Reads the record files of one or more experiment folders and picks what a report shows.
 
 Three rules, in this order:
-1. Runs of the same (architecture, size, seed) with different configuration hashes are never mixed:
-   the newest configuration is shown, the others are counted. Model, search, latency and calibration
-   jobs are configured apart, so this holds for each of those families on its own. Parts of a latency
-   job that measure other cells, or beside other architectures, are one configuration: they merge.
-2. A cell measured several times under one configuration shows the newest run's measurement.
+1. Points of one (architecture, size, seed) and one family of identities (`harness.record.identity`) are never
+   mixed where their identities differ: the model, or settings of a task, that a run was last about are shown,
+   the others are counted. A run that finds everything measured is about it too.
+2. A cell measured several times under one identity shows the newest run's measurement.
 3. A line that cannot be read is counted and named, never fatal.
 """
 
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,17 +20,11 @@ from typing import Any, TypeGuard
 
 import pandas as pd
 
+from harness.record.identity import UNKNOWN_DATA, family, settings, subject
 from harness.record.metrics import Metric
-from harness.record.schema import Header, Point, RecordError, content_hash, read
+from harness.record.schema import Header, Point, RecordError, read
 from reports.results.series import Series, make_series
 
-#: Tasks run by jobs of their own, with configurations of their own.
-SEPARATE_TASKS = ("latency", "training_speed", "learning_rate_search", "calibration")
-#: Those whose job measures several architectures in turn.
-INTERLEAVED_TASKS = ("latency", "training_speed")
-#: What chooses their cells, and no number; and what else of a configuration decides a time.
-CELL_KEYS = ("context_lengths_tokens", "batch_sizes", "phases", "batch_tokens")
-TIMED_KEYS = ("size", "seed", "device", "dtype", "num_threads", "match", "reference", "implementation")
 INDEX = ["arch", "size"]
 
 
@@ -180,7 +173,7 @@ def _fault(record: Header | Point | RecordError) -> str | None:
             "arch": str,
             "size": str,
         }
-        kinds |= {"task": str, "run_id": str, "seed": int}
+        kinds |= {"identity": str, "task": str, "run_id": str, "seed": int}
     elif isinstance(record, Header):
         kinds = {"config": dict, "environment": dict, "run_id": str, "started_at": str, "config_hash": str}
     else:
@@ -192,19 +185,34 @@ def _fault(record: Header | Point | RecordError) -> str | None:
 
 
 def _select(points: list[Point], headers: dict[str, Header]) -> tuple[list[Point], int, dict[str, int]]:
-    """Applies rules 1 and 2. Later in the files counts as newer where times are equal."""
+    """Apply rules 1 and 2. Later in the files counts as newer where times are equal."""
     ranks = [(_started(headers.get(point.run_id)), index) for index, point in enumerate(points)]
-    hashes = [_configuration(p, headers[p.run_id]) if p.run_id in headers else "" for p in points]
-    newest_hash: dict[tuple[str, str, int, str], tuple[tuple[datetime, int], str]] = {}
-    for point, rank, config_hash in zip(points, ranks, hashes, strict=True):
-        group = _group(point)
-        if group not in newest_hash or rank > newest_hash[group][0]:
-            newest_hash[group] = (rank, config_hash)
+    groups = [_group(point) for point in points]
+    subjects = _subjects(points, groups)
+    mentions = list(_mentions(headers))
+    newest_subjects = _newest(
+        zip(groups, subjects, ranks, strict=True),
+        ((group, subject(identity), rank) for group, _, identity, rank in mentions),
+    )
+    is_shown = [found == newest_subjects[group] for group, found in zip(groups, subjects, strict=True)]
+    tasks = [(group, point.task) for group, point in zip(groups, points, strict=True)]
+    newest_settings = _newest(
+        (
+            (task, settings(point.identity), rank)
+            for task, point, rank, shown in zip(tasks, points, ranks, is_shown, strict=True)
+            if shown
+        ),
+        (
+            ((group, task), settings(identity), rank)
+            for group, task, identity, rank in mentions
+            if subject(identity) == newest_subjects.get(group)
+        ),
+    )
     left_out: dict[str, int] = defaultdict(int)
     newest: dict[str, int] = {}
     num_candidates = 0
     for index, point in enumerate(points):
-        if hashes[index] != newest_hash[_group(point)][1]:
+        if not is_shown[index] or settings(point.identity) != newest_settings[tasks[index]]:
             left_out[f"{point.arch or point.task}, {point.size}, seed {point.seed}"] += 1
             continue
         num_candidates += 1
@@ -214,21 +222,54 @@ def _select(points: list[Point], headers: dict[str, Header]) -> tuple[list[Point
     return shown, num_candidates - len(shown), dict(left_out)
 
 
-def _configuration(point: Point, header: Header) -> str:
-    """What may not differ between points that are shown together."""
-    config = header.config
-    settings = (config.get("tasks") or {}).get(point.task)
-    if point.task not in INTERLEAVED_TASKS or not isinstance(settings, dict):
-        return header.config_hash
-    others = config.get("interleaved") or []
-    own = [arch for arch in (config.get("arch"), *others) if arch and arch.get("name") == point.arch]
-    kept = {key: value for key, value in settings.items() if key not in CELL_KEYS}
-    return content_hash([own, kept, {key: config.get(key) for key in TIMED_KEYS}])
+#: Architecture, size, seed and family of identity: points of one are never shown with different subjects.
+Group = tuple[str, str, int, str]
+Rank = tuple[datetime, int]
 
 
-def _group(point: Point) -> tuple[str, str, int, str]:
-    family = point.task if point.task in SEPARATE_TASKS else "model"
-    return (point.arch, point.size, point.seed, family)
+def _group(point: Point) -> Group:
+    return point.arch, point.size, point.seed, family(point.identity)
+
+
+def _subjects(points: list[Point], groups: list[Group]) -> list[tuple[str, str]]:
+    """Return each point's subject; one that ended before its data were known belongs to any data."""
+    found = [subject(point.identity) for point in points]
+    known = {
+        (group, hashed): data
+        for group, (hashed, data) in zip(groups, found, strict=True)
+        if data != UNKNOWN_DATA
+    }
+    return [
+        (hashed, known.get((group, hashed), data)) if data == UNKNOWN_DATA else (hashed, data)
+        for group, (hashed, data) in zip(groups, found, strict=True)
+    ]
+
+
+def _mentions(headers: dict[str, Header]) -> Iterator[tuple[Group, str, str, Rank]]:
+    """Yield group, task, identity and rank of what each run was about, measured by it or before it."""
+    for index, header in enumerate(headers.values()):
+        size, seed = (header.config.get("size") or {}).get("name", ""), header.config.get("seed", 0)
+        for arch, identities in header.identities.items():
+            for task, identity in identities.items():
+                yield (arch, size, seed, family(identity)), task, identity, (_started(header), index)
+
+
+def _newest(
+    measured: Iterable[tuple[Any, Any, Rank]], mentioned: Iterable[tuple[Any, Any, Rank]]
+) -> dict[Any, Any]:
+    """Return the newest value of each group among those that are measured; a later run that is about the same
+    value makes it newer."""
+    latest: dict[tuple[Any, Any], Rank] = {}
+    for group, value, rank in measured:
+        latest[group, value] = max(rank, latest.get((group, value), rank))
+    for group, value, rank in mentioned:
+        if (group, value) in latest and rank[0] > latest[group, value][0]:
+            latest[group, value] = rank
+    newest: dict[Any, tuple[Rank, Any]] = {}
+    for (group, value), rank in latest.items():
+        if group not in newest or rank > newest[group][0]:
+            newest[group] = (rank, value)
+    return {group: value for group, (_, value) in newest.items()}
 
 
 def _started(header: Header | None) -> datetime:

@@ -41,6 +41,10 @@ ENVIRONMENT: dict[str, Any] = {
     "git_commit": "0123abc",
     "is_dirty": False,
 }
+#: task -> the family of its identity; "model" where it is measured on a trained model.
+FAMILIES = {
+    task: task for task in ("cost", "learning_rate_search", "calibration", "latency", "training_speed")
+}
 COMMAND = "python -m harness experiment=example"
 Change = Callable[[Point], Point | None]
 
@@ -277,29 +281,34 @@ def write_experiment(
     seeds: tuple[int, ...] = (0,),
     change: Change = lambda point: point,
     tag: str = "",
+    subject: str = "same",
     **header_changes: Any,
 ) -> Path:
     """Writes an experiment's records; `change` may alter a point, or drop it by returning None.
 
-    `tag` sets the runs apart from those of another call on the same folder."""
+    `tag` sets the runs apart from those of another call on the same folder, `subject` the models."""
     for arch in archs:
         for seed in seeds:
             run_id = f"run-{arch}-{seed}{tag}"
             path = folder / "records" / f"{arch}-tiny-seed{seed}.jsonl"
             append(path, header(arch, run_id=run_id, seed=seed, **header_changes))
-            _append_all(path, quality_points(arch, run_id=run_id, seed=seed), change)
+            _append_all(path, quality_points(arch, run_id=run_id, seed=seed), change, subject)
     path, run_id = folder / "records" / "latency.jsonl", f"run-latency{tag}"
     append(path, header(None, run_id=run_id, **header_changes))
     calibration = point("", "calibration", {}, run_id=run_id, metrics={"matmul_ms": 2.0})
-    _append_all(path, [calibration], change)
+    _append_all(path, [calibration], change, subject)
     for arch in archs:
-        _append_all(path, latency_points(arch, run_id=run_id), change)
+        _append_all(path, latency_points(arch, run_id=run_id), change, subject)
     return folder
 
 
-def _append_all(path: Path, points: list[Point], change: Change) -> None:
+def _append_all(path: Path, points: list[Point], change: Change, subject: str) -> None:
     """One write for all of them: `append` waits for the disk after each, for a sweep's sake."""
-    changed = [after for before in points if (after := change(before)) is not None]
+    changed = [
+        replace(after, identity=f"{FAMILIES.get(after.task, 'model')}:{subject}:data123:-")
+        for before in points
+        if (after := change(before)) is not None
+    ]
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(point)) + "\n" for point in changed)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.record.identity import timed_identity
 from harness.record.schema import Point, append
 from reports.results.load import ReportError, load
 
@@ -57,22 +58,18 @@ def test_a_later_line_wins_where_the_times_are_equal(builder: ModuleType, tmp_pa
 
 
 def test_configurations_are_never_mixed(builder: ModuleType, tmp_path: Path) -> None:
-    builder.write_experiment(tmp_path, archs=("mamba", "hybrid"), config_hash="old")
+    builder.write_experiment(tmp_path, archs=("mamba", "hybrid"), subject="old")
     builder.write_experiment(
         tmp_path,
         archs=("mamba",),
         change=only("train", tokens_per_s=7.0),
         tag="new",
-        config_hash="new",
+        subject="new",
         started_at="2026-05-01T00:00:00Z",
     )
     results = load([tmp_path])
     num_old = len(
-        [
-            point
-            for point in builder.quality_points("mamba", run_id="x")
-            if point.task != "learning_rate_search"
-        ]
+        [point for point in builder.quality_points("mamba", run_id="x") if point.task not in builder.FAMILIES]
     )
     assert [p.metrics["tokens_per_s"] for p in results.ok("train") if p.arch == "mamba"] == [7.0]
     assert not [point for point in results.of("needle") if point.arch == "mamba"]
@@ -176,13 +173,13 @@ def test_parts_of_a_latency_job_merge_and_other_settings_do_not(builder: ModuleT
         archs = [{"name": arch, "display_name": arch, "colour": "#000000"} for arch in ("mamba", *others)]
         tasks = {"latency": {"context_lengths_tokens": [context], "num_samples": 5, **settings}}
         config = {"seed": 0, "tasks": tasks, "arch": archs[0], "interleaved": archs[1:], "dtype": "bfloat16"}
-        header = builder.header(
-            None, run_id=name, config=config, config_hash=f"hash-{name}", started_at=started
-        )
+        header = builder.header(None, run_id=name, config=config, started_at=started)
+        kept = {"num_samples": 5, **settings}
+        identity = timed_identity(config, archs[0], "latency", kept, environment=header.environment)
         cell = {"phase": "decode", "context_tokens": context, "batch_size": 1}
         path = tmp_path / "records" / f"{name}.jsonl"
         append(path, header)
-        append(path, builder.point("mamba", "latency", cell, run_id=name, metrics={"median_ms": 1.0}))
+        append(path, builder.point("mamba", "latency", cell, run_id=name, identity=identity))
 
     part("old", 512, [], "2026-01-01T10:00:00+00:00", max_cell_s=1)
     part("first", 1024, ["mamba2"], "2026-01-02T10:00:00+00:00")
