@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from archs.base import SequenceModel
+from harness.measure.turns import Failure, TimingRun
 from harness.record.metrics import Metric
 from tasks.data.corpus import Corpus
 from tasks.data.tokenizers import Tokenizer
@@ -59,26 +60,6 @@ def with_interval(metric: Metric) -> tuple[Metric, Metric, Metric]:
     return replace(metric, low=low.name, high=high.name), low, high
 
 
-#: What every task that times calls measures: harness.measure.turns.summary.
-TIME_METRICS = (
-    Metric(
-        name="median_ms",
-        label="median",
-        unit="ms",
-        direction="lower",
-        kind="cost",
-        low="p10_ms",
-        high="p90_ms",
-        is_headline=True,
-    ),
-    Metric(name="p10_ms", label="10th percentile", unit="ms", direction="neither", kind="cost"),
-    Metric(name="p90_ms", label="90th percentile", unit="ms", direction="neither", kind="cost"),
-    Metric(name="tokens_per_s", label="throughput", unit="tokens/s", direction="higher", kind="cost"),
-    Metric(name="first_call_ms", label="first call", unit="ms", direction="lower", kind="cost"),
-    Metric(name="peak_memory_bytes", label="peak memory", unit="bytes", direction="lower", kind="cost"),
-)
-
-
 class CellGrid(ABC):
     """What every task has: a name, the metrics of its points, and a grid of cells.
 
@@ -119,10 +100,6 @@ class Task(CellGrid):
         """Measures one cell. The same model, inputs and cell give the same measurement."""
 
 
-#: What a model's turns come to: a measurement, or a status of harness.record and the reason.
-Outcome = Measurement | tuple[str, str]
-
-
 class TimingTask(CellGrid):
     """Times several models in turn, so that a drifting machine is fair to all."""
 
@@ -131,12 +108,16 @@ class TimingTask(CellGrid):
         self,
         models: Mapping[str, SequenceModel],
         cell: dict[str, Any],
-        device: torch.device,
+        run: TimingRun,
         on_turn: Callable[[str], None],
-    ) -> Iterator[tuple[str, Outcome]]:
+    ) -> Iterator[tuple[str, Measurement | Failure]]:
         """Measures one cell for all models, by name, and yields each one's outcome.
 
-        on_turn: is called with a model's name before its turn, so that a crash can be put down to it."""
+        A model that fails is a failure of its own, and the others are measured.
+
+        run:     what the cells of the job share; it is the same object for every cell of a job.
+        on_turn: is called with a model's name before its turn, so that the death of the process can be
+                 put down to it."""
 
 
 def require_positive(path: str, **values: int) -> None:

@@ -33,15 +33,16 @@ from archs.decode_graph import CudaCapture, DecodeGraphs, can_capture, with_num_
 from harness.measure.memory import PeakMemory
 from harness.measure.statistics import percentile
 from harness.measure.time import copy_bytes_per_s, time_call_ms
+from harness.measure.turns import Failure, TimingRun, take_turns
 from harness.record.metrics import Metric
 from harness.record.outcomes import is_out_of_memory
-from tasks.base import TIME_METRICS, Measurement
+from tasks.base import Measurement, TimingTask
+from tasks.timing import TIME_METRICS, time_metrics
 
-Outcome = Measurement | tuple[str, str]  # or (status, reason)
 Cell = dict[str, Any]
 
 
-class Latency:
+class Latency(TimingTask):
     """Latency of several models, interleaved, so that a drifting machine is fair to all.
 
     context_lengths_tokens, batch_sizes: the grid; each of `phases`, prefill and decode, is measured at each.
@@ -70,7 +71,6 @@ class Latency:
         Metric(name="dispatch_ms", label="dispatch", unit="ms", direction="lower", kind="cost"),
     )
     CELL_SETTINGS = ("context_lengths_tokens", "batch_sizes", "phases")
-    is_interleaved = True
 
     def __init__(
         self,
@@ -105,8 +105,6 @@ class Latency:
         self.num_samples, self.num_decode_steps = num_samples, num_decode_steps
         self.max_cell_s, self.chunk_tokens, self.decode_graph = max_cell_s, chunk_tokens, decode_graph
         self.prefills_for_decode, self.phases = prefills_for_decode, list(phases)
-        self._too_slow: dict[tuple[str, str, int], int] = {}  # (model, phase, batch) -> context
-        self.copy_bytes_per_s: float | None = None  # of a GPU, once it has been measured
 
     def cells(self) -> list[Cell]:
         """The grid, shorter contexts first."""
@@ -118,91 +116,75 @@ class Latency:
         ]
 
     @torch.no_grad()
-    def measure_interleaved(
+    def measure_in_turn(
         self,
         models: Mapping[str, SequenceModel],
         cell: Cell,
-        device: torch.device,
+        run: TimingRun,
         on_turn: Callable[[str], None] = lambda name: None,
-    ) -> Iterator[tuple[str, Outcome]]:
-        """One sample of each model in turn until each has all; yields each model's outcome.
+    ) -> Iterator[tuple[str, Measurement | Failure]]:
+        """Time one cell for every model; see TimingTask.
 
-        A model that runs out of memory beside the others' states is tried again, alone, after them.
-        on_turn is told whose turn it is, so that a crash can be put down to a model.
+        A model that runs out of memory in decode beside the others' states is tried again after them.
         Raises ValueError where decode_graph is true and the device has no graphs."""
+        device = run.device
         if self.decode_graph is True and not can_capture(device):
             raise ValueError(
                 f"tasks.latency.decode_graph=true needs device=cuda, not {device.type}; choose auto or false."
             )
-        if cell["phase"] == "decode" and self.copy_bytes_per_s is None and can_capture(device):
-            self.copy_bytes_per_s = copy_bytes_per_s(device)
-        probes: dict[str, _Probe] = {}
-        retried: list[str] = []
-        for name, model in models.items():
-            reason = self._known_timeout(name, cell)
-            if reason is not None:
-                yield name, ("timeout", reason)
-                continue
-            on_turn(name)
-            try:
-                probes[name] = _Probe(self, model, cell, device)
-            except (RuntimeError, MemoryError) as error:
-                failure = _failure(error)
-                if probes and cell["phase"] == "decode":
-                    retried.append(name)
-                else:
-                    yield name, failure
-                continue
-            if probes[name].is_too_slow:
-                yield name, self._timeout(name, probes.pop(name))
-        for _ in range(self.num_samples):
-            for name in list(probes):
-                on_turn(name)
-                try:
-                    probes[name].sample()
-                except (RuntimeError, MemoryError) as error:
-                    failure = _failure(error)
-                    del probes[name]
-                    if probes and cell["phase"] == "decode":
-                        retried.append(name)
-                    else:
-                        yield name, failure
-        for name in list(probes):
-            yield name, probes.pop(name).measurement()
-        for name in retried:
-            yield from self.measure_interleaved({name: models[name]}, cell, device, on_turn)
+        is_decode = cell["phase"] == "decode"
+        copied: float | None = None
+        if is_decode and can_capture(device):
+            copied = run.once("copy_bytes_per_s", lambda: copy_bytes_per_s(device))
+        due = []
+        for name in models:
+            reason = self._known_timeout(name, cell, run)
+            if reason is None:
+                due.append(name)
+            else:
+                yield name, Failure("timeout", reason)
+        for name, result in take_turns(
+            lambda name: _Probe(self, models[name], cell, device, copied),
+            due,
+            num_rounds=self.num_samples,
+            max_first_call_s=self.max_cell_s,
+            is_retried_alone=is_decode,
+            on_turn=on_turn,
+        ):
+            if isinstance(result, Failure) and result.status == "timeout":
+                run.too_slow[self._slow_key(name, cell["phase"], cell)] = cell["context_tokens"]
+            yield name, result
 
-    def _known_timeout(self, name: str, cell: Cell) -> str | None:
-        """Why a model need not be tried here: it was too slow at a shorter context, or its prefill,
-        which decode needs too, at one no longer."""
-        context, batch = cell["context_tokens"], cell["batch_size"]
-        shorter = self._too_slow.get((name, cell["phase"], batch))
+    def _slow_key(self, name: str, phase: str, cell: Cell) -> tuple[str, str, str, int]:
+        return self.name, name, phase, cell["batch_size"]
+
+    def _known_timeout(self, name: str, cell: Cell, run: TimingRun) -> str | None:
+        """Return why a model need not be tried: it was too slow at a shorter context, or its prefill, which
+        decode needs, was too slow at a context that is no longer."""
+        context = cell["context_tokens"]
+        shorter = run.too_slow.get(self._slow_key(name, cell["phase"], cell))
         if shorter is not None and shorter < context:
             return f"{shorter} tokens took longer than max_cell_s={self.max_cell_s:g}"
-        prefill = self._too_slow.get((name, "prefill", batch))
+        prefill = run.too_slow.get(self._slow_key(name, "prefill", cell))
         needs_prefill = cell["phase"] == "decode" and self.prefills_for_decode
         if needs_prefill and prefill is not None and prefill <= context:
             return f"the prefill of {prefill} tokens took longer than max_cell_s={self.max_cell_s:g}"
         return None
 
-    def _timeout(self, name: str, probe: _Probe) -> tuple[str, str]:
-        cell = probe.cell
-        self._too_slow[name, cell["phase"], cell["batch_size"]] = cell["context_tokens"]
-        seconds = probe.first_call_ms / 1e3
-        return "timeout", f"the first call took {seconds:.1f} s, more than max_cell_s={self.max_cell_s:g}"
-
-
-def _failure(error: BaseException) -> tuple[str, str]:
-    if not is_out_of_memory(error):
-        raise error
-    return "oom", str(error).splitlines()[0]
-
 
 class _Probe:
     """One model at one cell: warmed up, ready to be sampled."""
 
-    def __init__(self, task: Latency, model: SequenceModel, cell: Cell, device: torch.device) -> None:
+    def __init__(
+        self,
+        task: Latency,
+        model: SequenceModel,
+        cell: Cell,
+        device: torch.device,
+        copy_bytes_per_s: float | None,
+    ) -> None:
         self.task, self.model, self.cell, self.device = task, model, cell, device
+        self.copy_bytes_per_s = copy_bytes_per_s
         context, batch = cell["context_tokens"], cell["batch_size"]
         generator = torch.Generator().manual_seed(context)
         tokens = torch.randint(0, model.vocab_size, (batch, context), generator=generator)
@@ -224,8 +206,7 @@ class _Probe:
             self.first_call_ms = self._timed(self._capture)
         self.first_call_ms += self._call(self._timed)
         self.peak_memory_bytes: int | None = None
-        self.is_too_slow = self.first_call_ms > 1e3 * task.max_cell_s
-        if not self.is_too_slow:
+        if self.first_call_ms <= 1e3 * task.max_cell_s:
             self._call(self._watched, is_plain=True)  # also the warm-up
         self.dispatch_ms.clear()
 
@@ -300,22 +281,18 @@ class _Probe:
 
     def measurement(self) -> Measurement:
         """The cell's numbers."""
-        median_ms = percentile(self.times_ms, 0.5)
-        num_tokens = self.cell["batch_size"] * (1 if self.is_decode else self.cell["context_tokens"])
-        metrics: dict[str, float | int | None] = {
-            "median_ms": median_ms,
-            "p10_ms": percentile(self.times_ms, 0.1),
-            "p90_ms": percentile(self.times_ms, 0.9),
-            "tokens_per_s": 1e3 * num_tokens / median_ms,
-            "first_call_ms": self.first_call_ms / (self.task.num_decode_steps if self.is_decode else 1),
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "state_bytes": self.state_bytes,
-        }
+        metrics = time_metrics(
+            self.times_ms,
+            num_tokens=self.cell["batch_size"] * (1 if self.is_decode else self.cell["context_tokens"]),
+            first_call_ms=self.first_call_ms / (self.task.num_decode_steps if self.is_decode else 1),
+            peak_memory_bytes=self.peak_memory_bytes,
+        )
+        metrics["state_bytes"] = self.state_bytes
         if self.dispatch_ms:
             metrics["dispatch_ms"] = percentile(self.dispatch_ms, 0.5)
         details: dict[str, Any] = {}
         if self.is_decode:
-            traffic_bytes, copied = self._traffic_bytes(), self.task.copy_bytes_per_s
+            traffic_bytes, copied = self._traffic_bytes(), self.copy_bytes_per_s
             metrics["traffic_bytes"] = traffic_bytes
             if copied is not None:
                 metrics |= {"copy_bytes_per_s": copied, "floor_ms": 1e3 * traffic_bytes / copied}

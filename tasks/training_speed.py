@@ -20,20 +20,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from archs.base import SequenceModel
 from harness.measure.memory import PeakMemory
 from harness.measure.statistics import percentile
 from harness.measure.time import matmul_flops_per_s, time_call_ms
+from harness.measure.turns import Failure, TimingRun, take_turns
 from harness.record.metrics import Metric
-from harness.record.outcomes import is_out_of_memory
-from tasks.base import TIME_METRICS, Measurement, require_positive
-
-Outcome = Measurement | tuple[str, str]  # or (status, reason)
+from tasks.base import Measurement, TimingTask, require_positive
+from tasks.timing import TIME_METRICS, time_metrics
 
 
-class TrainingSpeed:
+class TrainingSpeed(TimingTask):
     """Training steps of several models on random tokens, interleaved.
 
     context_lengths_tokens, batch_tokens: a step is batch_tokens / length sequences, one at least.
@@ -60,7 +58,6 @@ class TrainingSpeed:
         Metric(name="utilisation", label="utilisation", unit="share", direction="higher", kind="cost"),
     )
     CELL_SETTINGS = ("context_lengths_tokens", "batch_tokens")
-    is_interleaved = True
 
     def __init__(
         self,
@@ -83,8 +80,6 @@ class TrainingSpeed:
             raise ValueError(f"tasks.training_speed.max_cell_s={max_cell_s} must be positive")
         self.context_lengths_tokens, self.batch_tokens = sorted(context_lengths_tokens), batch_tokens
         self.num_samples, self.max_cell_s, self.matmul_width = num_samples, max_cell_s, matmul_width
-        self._too_slow: dict[str, int] = {}  # model -> context
-        self._ceiling: float | None = None
 
     def cells(self) -> list[dict[str, Any]]:
         """Shorter sequences first."""
@@ -93,102 +88,102 @@ class TrainingSpeed:
             for length in self.context_lengths_tokens
         ]
 
-    def measure_interleaved(
+    def measure_in_turn(
         self,
         models: Mapping[str, SequenceModel],
         cell: dict[str, Any],
-        device: torch.device,
+        run: TimingRun,
         on_turn: Callable[[str], None] = lambda name: None,
-    ) -> Iterator[tuple[str, Outcome]]:
-        """One step of each model in turn until each has all; yields each model's outcome."""
-        if self._ceiling is None:
-            dtype = next(next(iter(models.values())).parameters()).dtype if models else torch.float32
-            self._ceiling = matmul_flops_per_s(device, dtype, width=self.matmul_width)
-        shape = (cell["batch_size"], cell["context_tokens"] + 1)
-        steps: dict[str, _Step] = {}
-        for name, model in models.items():
-            shorter = self._too_slow.get(name)
+    ) -> Iterator[tuple[str, Measurement | Failure]]:
+        """Time one cell for every model; see TimingTask."""
+        due = []
+        for name in models:
+            shorter = run.too_slow.get((self.name, name))
             if shorter is not None and shorter < cell["context_tokens"]:
-                yield name, ("timeout", f"{shorter} tokens took longer than max_cell_s={self.max_cell_s:g}")
-                continue
-            on_turn(name)
-            generator = torch.Generator().manual_seed(cell["context_tokens"])
-            tokens = torch.randint(0, model.vocab_size, shape, generator=generator).to(device)
-            step = _Step(model, tokens, device)
-            failure = step.attempt(step.warm_up)
-            seconds = step.first_call_ms / 1e3
-            if failure is None and seconds > self.max_cell_s:
-                self._too_slow[name] = cell["context_tokens"]
-                reason = f"the first step took {seconds:.1f} s, more than max_cell_s={self.max_cell_s:g}"
-                failure = "timeout", reason
-            if failure is None:
-                steps[name] = step
+                reason = f"{shorter} tokens took longer than max_cell_s={self.max_cell_s:g}"
+                yield name, Failure("timeout", reason)
             else:
-                yield name, failure
-        for _ in range(self.num_samples):
-            for name, step in list(steps.items()):
-                on_turn(name)
-                failure = step.attempt(step.sample)
-                if failure is not None:
-                    del steps[name]
-                    yield name, failure
-        for name, step in steps.items():
-            yield name, step.measurement(cell, self._ceiling)
+                due.append(name)
+        if not due:
+            return
+        dtype = next(models[due[0]].parameters()).dtype
+        reached = run.once(
+            ("matmul_flops_per_s", dtype, self.matmul_width),
+            lambda: matmul_flops_per_s(run.device, dtype, width=self.matmul_width),
+        )
+        for name, result in take_turns(
+            lambda name: _Step(models[name], cell, run.device, reached, self.max_cell_s),
+            due,
+            num_rounds=self.num_samples,
+            max_first_call_s=self.max_cell_s,
+            is_retried_alone=False,
+            on_turn=on_turn,
+        ):
+            if isinstance(result, Failure) and result.status == "timeout":
+                run.too_slow[self.name, name] = cell["context_tokens"]
+            yield name, result
 
 
 class _Step:
-    """One model's training step."""
+    """One model's training step at one cell: warmed up, ready to be sampled. Gradients are freed after
+    every call, whatever happens in it."""
 
-    def __init__(self, model: SequenceModel, tokens: Tensor, device: torch.device) -> None:
-        self.model, self.tokens, self.device = model, tokens, device
+    def __init__(
+        self,
+        model: SequenceModel,
+        cell: dict[str, Any],
+        device: torch.device,
+        matmul_flops_per_s: float,
+        max_first_call_s: float,
+    ) -> None:
+        self.model, self.cell, self.device = model, cell, device
+        self.matmul_flops_per_s = matmul_flops_per_s
+        generator = torch.Generator().manual_seed(cell["context_tokens"])
+        shape = (cell["batch_size"], cell["context_tokens"] + 1)
+        self.tokens = torch.randint(0, model.vocab_size, shape, generator=generator).to(device)
         self.times_ms: list[float] = []
-        self.first_call_ms = 0.0
+        self.first_call_ms = self._time_ms()
         self.peak_memory_bytes: int | None = None
-
-    def attempt(self, call: Callable[[], None]) -> tuple[str, str] | None:
-        """Runs it; a lack of memory is returned, and gradients are freed whatever happens."""
-        try:
-            call()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return "oom", str(error).splitlines()[0]
-        finally:
-            self.model.zero_grad(set_to_none=True)
-        return None
-
-    def warm_up(self) -> None:
-        """The first step, and one that is watched."""
-        self.first_call_ms = time_call_ms(self._run, self.device)
-        self.model.zero_grad(set_to_none=True)
-        with PeakMemory(self.device) as memory:
-            self._run()
-        self.peak_memory_bytes = memory.bytes
+        if self.first_call_ms <= 1e3 * max_first_call_s:
+            self.peak_memory_bytes = self._watch_bytes()  # also the warm-up
 
     def sample(self) -> None:
-        """One timed step."""
-        self.times_ms.append(time_call_ms(self._run, self.device))
+        """Time one step."""
+        self.times_ms.append(self._time_ms())
+
+    def _time_ms(self) -> float:
+        try:
+            return time_call_ms(self._run, self.device)
+        finally:
+            self.model.zero_grad(set_to_none=True)
+
+    def _watch_bytes(self) -> int | None:
+        try:
+            with PeakMemory(self.device) as memory:
+                self._run()
+            return memory.bytes
+        finally:
+            self.model.zero_grad(set_to_none=True)
 
     def _run(self) -> None:
         with torch.enable_grad():
             self.model.loss(self.tokens[:, :-1], self.tokens[:, 1:]).backward()
 
-    def measurement(self, cell: dict[str, Any], ceiling: float) -> Measurement:
-        """The cell's numbers."""
-        median_ms = percentile(self.times_ms, 0.5)
-        batch, context = cell["batch_size"], cell["context_tokens"]
+    def measurement(self) -> Measurement:
+        """Return the cell's numbers."""
+        batch, context = self.cell["batch_size"], self.cell["context_tokens"]
+        metrics = time_metrics(
+            self.times_ms,
+            num_tokens=batch * context,
+            first_call_ms=self.first_call_ms,
+            peak_memory_bytes=self.peak_memory_bytes,
+        )
         flops = self._forward_flops(context)
-        per_s = None if flops is None else 3e3 * batch * flops / median_ms
-        metrics: dict[str, float | int | None] = {
-            "median_ms": median_ms,
-            "p10_ms": percentile(self.times_ms, 0.1),
-            "p90_ms": percentile(self.times_ms, 0.9),
-            "tokens_per_s": 1e3 * batch * context / median_ms,
-            "first_call_ms": self.first_call_ms,
-            "peak_memory_bytes": self.peak_memory_bytes,
+        per_s = None if flops is None else 3e3 * batch * flops / percentile(self.times_ms, 0.5)
+        metrics |= {
             "model_flops_per_s": per_s,
-            "matmul_flops_per_s": ceiling,
-            "utilisation": None if per_s is None else per_s / ceiling,
+            "matmul_flops_per_s": self.matmul_flops_per_s,
+            "utilisation": None if per_s is None else per_s / self.matmul_flops_per_s,
         }
         return Measurement(metrics=metrics, samples={"time_ms": self.times_ms})
 

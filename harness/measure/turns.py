@@ -1,36 +1,170 @@
-"""Two calls timed in turn, round by round, so that a drifting machine is fair to both."""
+"""Turn-taking: several participants are timed round by round, so that a drifting machine is fair to all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from harness.measure.statistics import percentile
 from harness.measure.time import time_call_ms
+from harness.record.outcomes import outcome
+
+T = TypeVar("T")
+Result = TypeVar("Result", covariant=True)
+
+
+class Failure(NamedTuple):
+    """Why there is no measurement: a status of harness.record.schema, and the reason in a sentence."""
+
+    status: str
+    reason: str
+
+
+class Probe(Protocol[Result]):
+    """One participant at one cell. Whoever makes it also makes its first call and warms it up.
+
+    first_call_ms: time of the first call, with whatever compiles or tunes in it.
+    """
+
+    first_call_ms: float
+
+    def sample(self) -> None:
+        """Take one timed sample."""
+
+    def measurement(self) -> Result:
+        """Return the numbers of the samples taken."""
+
+
+@dataclass
+class TimingRun:
+    """What the cells of one timing job share.
+
+    device:   where every participant runs.
+    too_slow: participant (a key of the task's choice) -> the context in tokens that took too long.
+    """
+
+    device: torch.device
+    too_slow: dict[Hashable, int] = field(default_factory=dict)
+    _numbers: dict[Hashable, float] = field(default_factory=dict)
+
+    def once(self, key: Hashable, measure: Callable[[], float]) -> float:
+        """Return the number that `measure` gave when it was first called for this key."""
+        if key not in self._numbers:
+            self._numbers[key] = measure()
+        return self._numbers[key]
+
+
+def take_turns(
+    make: Callable[[str], Probe[T]],
+    names: Sequence[str],
+    *,
+    num_rounds: int,
+    max_first_call_s: float,
+    is_retried_alone: bool,
+    on_turn: Callable[[str], None],
+) -> Iterator[tuple[str, T | Failure]]:
+    """Make a probe for each name, sample all of them num_rounds times, and yield each one's outcome.
+
+    An exception of a probe, whatever its class, is a failure of that participant alone. A first call that
+    takes longer than max_first_call_s is a timeout.
+
+    is_retried_alone: try a participant that runs out of memory beside others once more after them, when
+                      theirs is free.
+    on_turn:          is called with a name before its turn. Its own errors are raised.
+    """
+    probes: dict[str, Probe[T]] = {}
+    retried: list[str] = []
+    results: dict[str, T] = {}
+
+    def start(name: str) -> None:
+        probes[name] = make(name)
+
+    def finish(name: str) -> None:
+        results[name] = probes.pop(name).measurement()
+
+    def is_retried(failure: Failure) -> bool:
+        return is_retried_alone and failure.status == "oom" and bool(probes)
+
+    for name in names:
+        on_turn(name)
+        failure = _attempt(partial(start, name))
+        if failure is None and probes[name].first_call_ms > 1e3 * max_first_call_s:
+            seconds = probes.pop(name).first_call_ms / 1e3
+            failure = Failure(
+                "timeout", f"the first call took {seconds:.1f} s, more than max_cell_s={max_first_call_s:g}"
+            )
+        if failure is not None and is_retried(failure):
+            retried.append(name)
+        elif failure is not None:
+            yield name, failure
+    for name in rounds(probes, num_rounds):
+        on_turn(name)
+        failure = _attempt(probes[name].sample)
+        if failure is None:
+            continue
+        del probes[name]
+        if is_retried(failure):
+            retried.append(name)
+        else:
+            yield name, failure
+    for name in list(probes):
+        failure = _attempt(partial(finish, name))
+        yield name, results.pop(name) if failure is None else failure
+    for name in retried:
+        yield from take_turns(
+            make,
+            [name],
+            num_rounds=num_rounds,
+            max_first_call_s=max_first_call_s,
+            is_retried_alone=False,
+            on_turn=on_turn,
+        )
+
+
+def _attempt(call: Callable[[], None]) -> Failure | None:
+    """Call it, and return why that failed. The exception, which holds tensors, is not kept."""
+    try:
+        call()
+    except Exception as error:
+        return Failure(*outcome(error))
+    return None
+
+
+def rounds(names: Collection[str], num_rounds: int, *, is_reversing: bool = False) -> Iterator[str]:
+    """Yield whose turn it is: in each round all names that are in the collection by then.
+
+    is_reversing: go through every second round backwards, so that nobody always comes first."""
+    for index in range(num_rounds):
+        order = list(names)
+        for name in reversed(order) if is_reversing and index % 2 else order:
+            if name in names:
+                yield name
 
 
 def in_turn(
     ours: Callable[[], object], peer: Callable[[], object], num_rounds: int, device: torch.device
 ) -> dict[str, Any]:
-    """our_ms and peer_ms, a time each a round; speed, the peer's time over ours in the same round, its
-    median, and speed_quartiles. Both are to be warm; who is first changes from round to round."""
-    our_ms: list[float] = []
-    peer_ms: list[float] = []
-    for index in range(num_rounds):
-        turns = [(our_ms, ours), (peer_ms, peer)]
-        for times, call in turns if index % 2 == 0 else turns[::-1]:
-            times.append(time_call_ms(call, device))
-    speeds = [theirs / mine for theirs, mine in zip(peer_ms, our_ms, strict=True)]
+    """Time two warm calls in turn and compare them round by round.
+
+    Returns our_ms and peer_ms, one time per round; speed, the median over the rounds of the peer's time
+    divided by ours; and speed_quartiles."""
+    calls = {"ours": ours, "peer": peer}
+    times_ms: dict[str, list[float]] = {name: [] for name in calls}
+    for name in rounds(calls, num_rounds, is_reversing=True):
+        times_ms[name].append(time_call_ms(calls[name], device))
+    speeds = [theirs / own for theirs, own in zip(times_ms["peer"], times_ms["ours"], strict=True)]
     return {
         "speed": percentile(speeds, 0.5),
         "speed_quartiles": quartiles(speeds),
-        "our_ms": our_ms,
-        "peer_ms": peer_ms,
+        "our_ms": times_ms["ours"],
+        "peer_ms": times_ms["peer"],
     }
 
 
 def quartiles(samples: Sequence[float]) -> list[float]:
-    """The first and the third."""
+    """Return the first and the third quartile."""
     return [percentile(samples, 0.25), percentile(samples, 0.75)]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from harness.record import metrics_of_version_1
+from harness.record import metrics_of_version_1, migration
 from tasks.adaptation import Adaptation
-from tasks.base import CellGrid, Measurement, Task, TaskInputs
+from tasks.base import CellGrid, Measurement, Task, TaskInputs, TimingTask
 from tasks.latency import Latency
 from tasks.needle import Needle
 from tasks.perplexity import Perplexity
@@ -22,6 +22,12 @@ TASKS: list[type[CellGrid]] = [Perplexity, Needle, Latency, TrainingSpeed, Adapt
 @pytest.mark.parametrize("task", TASKS)
 def test_the_declarations_are_those_that_old_records_are_read_with(task: type[CellGrid]) -> None:
     assert metrics_of_version_1.METRICS[task.name] == task.METRICS
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_old_records_are_identified_without_the_settings_that_only_choose_cells(task: type[CellGrid]) -> None:
+    assert migration.CELL_SETTINGS.get(task.name, ()) == task.CELL_SETTINGS
+    assert (task.name in migration.TIMING_TASKS) == issubclass(task, TimingTask)
 
 
 @pytest.mark.parametrize("task", TASKS)

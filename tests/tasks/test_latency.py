@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from archs.base import Flops, Phase, SequenceModel
+from harness.measure.turns import TimingRun
 from tasks.base import Measurement
 from tasks.latency import Latency
 
@@ -84,8 +85,13 @@ def new_task(**changes: Any) -> Latency:
     return Latency(**fields | changes)
 
 
-def run(task: Latency, models: dict[str, SequenceModel], cell: dict[str, Any]) -> dict[str, Any]:
-    return dict(task.measure_interleaved(models, cell, CPU))
+def run(
+    task: Latency,
+    models: dict[str, SequenceModel],
+    cell: dict[str, Any],
+    timing_run: TimingRun | None = None,
+) -> dict[str, Any]:
+    return dict(task.measure_in_turn(models, cell, timing_run or TimingRun(CPU)))
 
 
 def test_the_grid_has_both_phases_and_goes_from_short_to_long() -> None:
@@ -154,7 +160,7 @@ def test_running_out_of_memory_is_that_models_alone() -> None:
 
     models = {"a": Recorder("a", [], fail), "b": Recorder("b", [])}
     results = run(new_task(), models, PREFILL)
-    assert results["a"][0] == "oom" and "can't allocate memory" in results["a"][1]
+    assert results["a"].status == "oom" and "can't allocate memory" in results["a"].reason
     assert len(results["b"].samples["time_ms"]) == 3
 
 
@@ -174,57 +180,75 @@ def test_out_of_memory_beside_others_states_is_tried_again_alone(when: int) -> N
         "b": Recorder("b", diary, fail_once),
         "c": Recorder("c", diary, fail),
     }
-    outcomes = list(new_task().measure_interleaved(models, DECODE, CPU))
+    outcomes = list(new_task().measure_in_turn(models, DECODE, TimingRun(CPU)))
     assert [name for name, _ in outcomes] == ["a", "b", "c"]
     results = dict(outcomes)
     assert isinstance(results["a"], Measurement)
     assert isinstance(results["b"], Measurement) and len(results["b"].samples["time_ms"]) == 3
-    assert results["c"] == ("oom", "too large")
+    assert results["c"] == ("oom", "MemoryError: too large")
     last_a = len(diary) - diary[::-1].index("a decode")
     assert diary[last_a:].count("b prefill") == 1 and "c prefill" in diary[last_a:]
 
 
-def test_any_other_error_is_raised_with_the_model_named() -> None:
+@pytest.mark.parametrize("when", [1, 4])  # in the first call, and in a sample
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_any_other_error_is_that_models_alone_too(when: int, error: type[Exception]) -> None:
     def fail(num_calls: int) -> None:
-        raise RuntimeError("shapes do not match")
+        if num_calls == when:
+            raise error("shapes do not match")
 
     turns: list[str] = []
-    models = {"a": Recorder("a", []), "b": Recorder("b", [], fail)}
-    with pytest.raises(RuntimeError, match="shapes do not match"):
-        list(new_task().measure_interleaved(models, PREFILL, CPU, turns.append))
-    assert turns[-1] == "b"
+    models = {"a": Recorder("a", []), "b": Recorder("b", [], fail), "c": Recorder("c", [])}
+    outcomes = new_task().measure_in_turn(models, PREFILL, TimingRun(CPU), turns.append)
+    name, failure = next(outcomes)
+    assert (name, failure) == ("b", ("crashed", f"{error.__name__}: shapes do not match"))
+    assert turns[-1] == "b", "whoever writes records knew whose turn it was"
+    results = dict(outcomes)
+    assert [len(results[name].samples["time_ms"]) for name in ("a", "c")] == [3, 3]
+
+
+def test_an_error_of_whoever_keeps_the_records_is_nobodys_failure() -> None:
+    def fail(name: str) -> None:
+        raise OSError("no space left on device")
+
+    models = {"a": Recorder("a", [])}
+    with pytest.raises(OSError, match="no space left"):
+        list(new_task().measure_in_turn(models, PREFILL, TimingRun(CPU), fail))
 
 
 def test_a_model_that_is_too_slow_is_a_timeout_there_and_at_longer_contexts() -> None:
     def nap(num_calls: int) -> None:
         time.sleep(0.05)
 
-    task = new_task(max_cell_s=0.02)
+    task, timing_run = new_task(max_cell_s=0.02), TimingRun(CPU)
     models = {"slow": Recorder("slow", [], nap), "quick": Recorder("quick", [])}
-    results = run(task, models, PREFILL)
+    results = run(task, models, PREFILL, timing_run)
     assert results["slow"][0] == "timeout" and "max_cell_s=0.02" in results["slow"][1]
     assert isinstance(results["quick"], Measurement)
     before = models["slow"].num_calls
-    longer = run(task, models, {**PREFILL, "context_tokens": 16})
+    longer = run(task, models, {**PREFILL, "context_tokens": 16}, timing_run)
     assert longer["slow"][0] == "timeout" and "8 tokens" in longer["slow"][1]
     assert models["slow"].num_calls == before, "it is not tried again"
-    assert run(task, models, {**PREFILL, "batch_size": 1})["slow"][0] == "timeout"
+    assert run(task, models, {**PREFILL, "batch_size": 1}, timing_run)["slow"][0] == "timeout"
     assert models["slow"].num_calls > before, "another batch size is tried"
+    before = models["slow"].num_calls
+    run(task, models, {**PREFILL, "context_tokens": 16}, TimingRun(CPU))
+    assert models["slow"].num_calls > before, "the task itself remembers nothing: another run tries"
 
 
 def test_a_prefill_that_is_too_slow_is_a_timeout_of_decode_too() -> None:
     def nap(num_calls: int) -> None:
         time.sleep(0.05)
 
-    task = new_task(max_cell_s=0.02)
+    task, timing_run = new_task(max_cell_s=0.02), TimingRun(CPU)
     model = Recorder("slow", [], nap)
-    assert run(task, {"slow": model}, {**PREFILL, "context_tokens": 16})["slow"][0] == "timeout"
+    assert run(task, {"slow": model}, {**PREFILL, "context_tokens": 16}, timing_run)["slow"][0] == "timeout"
     before = model.num_calls
     for context in (16, 32):
-        status, reason = run(task, {"slow": model}, {**DECODE, "context_tokens": context})["slow"]
+        status, reason = run(task, {"slow": model}, {**DECODE, "context_tokens": context}, timing_run)["slow"]
         assert status == "timeout" and "prefill of 16 tokens" in reason
     assert model.num_calls == before, "it is not tried"
-    run(task, {"slow": model}, DECODE)
+    run(task, {"slow": model}, DECODE, timing_run)
     assert model.num_calls > before, "a shorter context is"
 
 
@@ -312,8 +336,8 @@ def test_a_model_without_graphs_says_so_and_is_called(graphs_here: list[str]) ->
     assert len(result.samples["time_ms"]) == 3 and not graphs_here
     assert result.details["uses_decode_graph"] is False
     assert "Recorder does not say which of its decode steps" in result.details["why_no_decode_graph"]
-    with pytest.raises(NotImplementedError, match="no CUDA graph can hold them"):
-        run(new_task(decode_graph=True), {"a": Recorder("a", [])}, DECODE)
+    failure = run(new_task(decode_graph=True), {"a": Recorder("a", [])}, DECODE)["a"]
+    assert failure.status == "unsupported" and "no CUDA graph can hold them" in failure.reason
 
 
 def test_out_of_memory_in_a_capture_is_no_reason_to_do_without(
@@ -324,7 +348,7 @@ def test_out_of_memory_in_a_capture_is_no_reason_to_do_without(
 
     monkeypatch.setattr("tasks.latency.CudaCapture", lambda device: capture)
     result = run(new_task(), {"a": new_model("mamba", dtype=torch.float32)}, DECODE)["a"]
-    assert result == ("oom", "CUDA error: out of memory")
+    assert result == ("oom", "RuntimeError: CUDA error: out of memory")
 
 
 def test_graphs_that_are_asked_for_need_a_gpu() -> None:
@@ -351,11 +375,22 @@ def test_decode_needs_no_prefill_where_none_is_asked_for(
             return decode(token, state)
 
         monkeypatch.setattr(model, "decode", watched)
-    task = new_task(prefills_for_decode=False)
-    task._too_slow["transformer", "prefill", 2] = 4
-    for result in run(task, models, DECODE).values():
+    for result in run(new_task(prefills_for_decode=False), models, DECODE).values():
         assert len(result.samples["time_ms"]) == 3 and result.details["is_prefilled"] is False
     assert set(positions) == {(8 + step, 8 + step) for step in range(4)}
+
+
+@pytest.mark.parametrize(("prefills_for_decode", "is_tried"), [(True, False), (False, True)])
+def test_a_prefill_that_was_too_slow_keeps_no_decode_from_being_measured_that_needs_none(
+    new_model: Callable[..., SequenceModel], prefills_for_decode: bool, is_tried: bool
+) -> None:
+    models = {"transformer": new_model("transformer", dtype=torch.float32)}
+    timing_run = TimingRun(CPU)
+    settings = {"prefills_for_decode": prefills_for_decode}
+    slow = run(new_task(max_cell_s=1e-9, **settings), models, PREFILL, timing_run)["transformer"]
+    assert slow.status == "timeout"
+    result = run(new_task(**settings), models, DECODE, timing_run)["transformer"]
+    assert isinstance(result, Measurement) == is_tried
 
 
 def test_a_phase_can_be_measured_alone() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from archs.base import SequenceModel
+from harness.measure.turns import TimingRun
 from tasks.training_speed import TrainingSpeed
 
 CPU = torch.device("cpu")
@@ -25,8 +26,13 @@ def new_task(**changes: Any) -> TrainingSpeed:
     return TrainingSpeed(**fields | changes)
 
 
-def run(task: TrainingSpeed, models: dict[str, SequenceModel], cell: dict[str, Any] = CELL) -> dict[str, Any]:
-    return dict(task.measure_interleaved(models, cell, CPU))
+def run(
+    task: TrainingSpeed,
+    models: dict[str, SequenceModel],
+    cell: dict[str, Any] = CELL,
+    timing_run: TimingRun | None = None,
+) -> dict[str, Any]:
+    return dict(task.measure_in_turn(models, cell, timing_run or TimingRun(CPU)))
 
 
 def test_a_step_holds_as_many_sequences_as_its_tokens_allow() -> None:
@@ -38,7 +44,7 @@ def test_models_take_turns_and_leave_no_gradients(new_model: Callable[..., Seque
     models = {name: new_model(name, dtype=torch.float32) for name in names}
     turns: list[str] = []
     with torch.no_grad():  # as whoever measures latency may be in
-        results = dict(new_task().measure_interleaved(models, CELL, CPU, turns.append))
+        results = dict(new_task().measure_in_turn(models, CELL, TimingRun(CPU), turns.append))
     assert turns == [*names, *names * 3]
     for name, model in models.items():
         metrics = results[name].metrics
@@ -70,11 +76,13 @@ def test_out_of_memory_and_slowness_are_typed(
         raise RuntimeError("CUDA out of memory. Tried to allocate 1 PiB")
 
     monkeypatch.setattr(models["mamba"], "loss", fail)
-    task = new_task(max_cell_s=1e-9)
-    results = run(task, models)
-    assert results["mamba"] == ("oom", "CUDA out of memory. Tried to allocate 1 PiB")
+    task, timing_run = new_task(max_cell_s=1e-9), TimingRun(CPU)
+    results = run(task, models, timing_run=timing_run)
+    assert results["mamba"] == ("oom", "RuntimeError: CUDA out of memory. Tried to allocate 1 PiB")
     assert results["transformer"][0] == "timeout" and "max_cell_s" in results["transformer"][1]
-    longer = run(task, {"transformer": models["transformer"]}, {"context_tokens": 64, "batch_size": 1})
+    longer = run(
+        task, {"transformer": models["transformer"]}, {"context_tokens": 64, "batch_size": 1}, timing_run
+    )
     assert longer["transformer"] == ("timeout", "16 tokens took longer than max_cell_s=1e-09")
 
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from archs.base import clone_state, state_bytes, state_tensors
 from archs.pretrained.load import load_pretrained
 from archs.pretrained.transformers_load import huggingface_model
+from harness.measure.turns import TimingRun
 from tasks.base import Measurement
 from tasks.latency import Latency
 
@@ -116,7 +117,7 @@ def test_a_long_prompt_is_timed_as_transformers_reads_it(name: str, folder: Call
         chunk_tokens=32,
     )
     cell = {"phase": "prefill", "context_tokens": NUM_TOKENS, "batch_size": 1}
-    ((_, result),) = task.measure_interleaved({name: model}, cell, torch.device("cpu"))
+    ((_, result),) = task.measure_in_turn({name: model}, cell, TimingRun(torch.device("cpu")))
     assert isinstance(result, Measurement)
     is_recurrent = name in ("mamba", "hybrid")
     assert model.reads_whole_prompts == is_recurrent
