@@ -1,6 +1,7 @@
 """The static cost card: `python -m harness.cost arch=mamba size=tiny`, without training.
 
-The last line of its output is one JSON object; see harness.run.cost_card.card.
+The last line of its output is one JSON object; see harness.run.cost_card.card. With output=FOLDER a point of
+the task "cost" is written into FOLDER/records.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from harness.config.build import checked_job
 from harness.config.compose import compose_config, resolve
 from harness.config.errors import sentence
 from harness.config.match import is_published, mismatch_text
-from harness.run.cost_card import card, meta_model
+from harness.config.schema import JobConfig
+from harness.record.command import CommandRecords
+from harness.record.environment import describe
+from harness.record.identity import counted_identity
+from harness.run.cost_card import METRICS, card, meta_model
 
 
 def table(name: str, values: Mapping[str, Any], mismatch: str) -> str:
@@ -59,9 +66,32 @@ def main(overrides: list[str]) -> int:
             raise
         print(f"error: {complaint}", file=sys.stderr)
         return 2
+    if any(override.startswith("output=") for override in overrides):
+        _write(config, values)
     print(shown)
     print(json.dumps(values))
     return 0
+
+
+def _write(config: JobConfig, values: dict[str, Any]) -> None:
+    plain = config.to_plain()
+    records = CommandRecords(
+        config.output,
+        "harness.cost",
+        metrics={"cost": METRICS},
+        environment=describe(torch.device("cpu")),
+        config=plain,
+    )
+    records.write(
+        "cost",
+        {},
+        counted_identity(plain, plain["arch"]),
+        arch=config.arch.name,
+        size=config.size.name,
+        seed=config.seed,
+        metrics={"num_parameters": values["num_parameters"]},
+        details={key: value for key, value in values.items() if key != "num_parameters"},
+    )
 
 
 if __name__ == "__main__":

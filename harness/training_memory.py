@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -20,11 +21,27 @@ from harness.config.build import build_model, checked_job
 from harness.config.compose import CONFIG_DIR, compose_config, options, resolve
 from harness.config.errors import sentence
 from harness.config.match import matched_model_config
+from harness.config.schema import JobConfig
 from harness.measure.memory import PeakMemory
-from harness.record.environment import choose_device
+from harness.record.command import CommandRecords
+from harness.record.environment import choose_device, describe
+from harness.record.identity import timed_identity
+from harness.record.metrics import Metric
 from harness.train.loop import autocast
 
 LENGTHS_TOKENS = (2048, 8192)
+
+#: The number of a "training_memory" point; its cell is the length of the sequence.
+METRICS = (
+    Metric(
+        name="peak_memory_bytes",
+        label="peak memory of a training step",
+        unit="bytes",
+        direction="lower",
+        kind="cost",
+        is_headline=True,
+    ),
+)
 
 
 def training_peak_bytes(
@@ -45,7 +62,8 @@ def training_peak_bytes(
 
 
 def measure(arch: str, overrides: Sequence[str], lengths_tokens: Sequence[int]) -> dict[int, int]:
-    """Length -> peak bytes of an architecture as `overrides` configure it.
+    """Return length -> peak bytes of an architecture as `overrides` configure it; with output=FOLDER among
+    them, write points into FOLDER/records.
 
     Raises ValueError for a user's mistake."""
     resolved = resolve(compose_config([*overrides, f"arch={arch}"]))
@@ -58,7 +76,33 @@ def measure(arch: str, overrides: Sequence[str], lengths_tokens: Sequence[int]) 
     torch.manual_seed(config.seed)
     model = build_model(matched_model_config(config)[0]).to(device)
     resolve_implementations(model, device)
-    return {n: training_peak_bytes(model, n, device=device, dtype=dtype) for n in lengths_tokens}
+    peaks = {n: training_peak_bytes(model, n, device=device, dtype=dtype) for n in lengths_tokens}
+    is_recorded = any(override.startswith("output=") for override in overrides)
+    _write(config, peaks, environment=describe(device), output=config.output if is_recorded else None)
+    return peaks
+
+
+def _write(
+    config: JobConfig, peaks: dict[int, int], *, environment: dict[str, Any], output: str | None
+) -> None:
+    plain = config.to_plain()
+    records = CommandRecords(
+        output,
+        "harness.training_memory",
+        metrics={"training_memory": METRICS},
+        environment=environment,
+        config=plain,
+    )
+    for num_tokens, peak_bytes in peaks.items():
+        records.write(
+            "training_memory",
+            {"sequence_tokens": num_tokens},
+            timed_identity(plain, plain["arch"], "training_memory", None, environment=environment),
+            arch=config.arch.name,
+            size=config.size.name,
+            seed=config.seed,
+            metrics={"peak_memory_bytes": peak_bytes},
+        )
 
 
 def architectures() -> list[str]:

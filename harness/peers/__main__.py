@@ -15,7 +15,7 @@ import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -30,12 +30,36 @@ from harness.config.compose import compose_config
 from harness.measure.statistics import percentile
 from harness.measure.turns import in_turn
 from harness.peers.titans import titans_layers
+from harness.record.command import CommandRecords
+from harness.record.environment import describe
+from harness.record.identity import machine_identity
+from harness.record.metrics import Metric
 
 WIDTH, NUM_HEADS, D_FF, VOCAB = 256, 4, 688, 256
 CPU = torch.device("cpu")
 
 #: Largest difference of two float32 logits that may be called rounding, as for published checkpoints.
 PARITY_TOLERANCE = 2e-4
+
+#: The numbers of a "peer" point; its cell is the comparison and the length of the prompt.
+METRICS = (
+    Metric(
+        name="speed",
+        label="times as fast as the peer",
+        unit="",
+        direction="higher",
+        kind="cost",
+        low="speed_low",
+        high="speed_high",
+        is_headline=True,
+    ),
+    Metric(name="speed_low", label="first quartile", unit="", direction="neither", kind="cost"),
+    Metric(name="speed_high", label="third quartile", unit="", direction="neither", kind="cost"),
+    Metric(name="minimum_speed", label="required speed", unit="", direction="neither", kind="cost"),
+    Metric(name="median_ms", label="ours", unit="ms", direction="lower", kind="cost"),
+    Metric(name="peer_median_ms", label="peer", unit="ms", direction="neither", kind="cost"),
+    Metric(name="largest_difference", label="difference of logits", unit="", direction="lower", kind="cost"),
+)
 
 Call = Callable[[], Tensor]
 
@@ -221,6 +245,29 @@ def _text(result: dict[str, Any]) -> str:
     )
 
 
+def write_point(
+    records: CommandRecords, result: Mapping[str, Any], num_tokens: int, environment: Mapping[str, Any]
+) -> None:
+    """Write a comparison, as `compare` returns it, as a point."""
+    low, high = result["speed_quartiles"]
+    records.write(
+        "peer",
+        {"case": result["line"], "context_tokens": num_tokens},
+        machine_identity("peer", environment, {"peer": result["peer"], "width": WIDTH}),
+        metrics={
+            "speed": result["speed"],
+            "speed_low": low,
+            "speed_high": high,
+            "minimum_speed": result["minimum_speed"],
+            "median_ms": percentile(result["our_ms"], 0.5),
+            "peer_median_ms": percentile(result["peer_ms"], 0.5),
+            "largest_difference": result["largest_difference"],
+        },
+        samples={"our_ms": result["our_ms"], "peer_ms": result["peer_ms"]},
+        details={key: result[key] for key in ("peer", "difference", "note")},
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a line a comparison, and one JSON object with every time as the last line. 0 where all speeds
     hold, 1 where one does not, 2 on a mistake."""
@@ -231,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=8192, help="length of the prompt, default 8192")
     parser.add_argument("--rounds", type=int, default=7, help="how often both are timed, default 7")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch, default 2")
+    parser.add_argument("--output", help="folder whose records/ the comparisons are written to")
     given = parser.parse_args(arguments)
     names = given.lines or list(LINES)
     try:
@@ -246,14 +294,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "run pip install 'longarch[peers]', or name other lines."
                 )
         torch.set_num_threads(given.threads)
+        setting = {"num_tokens": given.tokens, "batch_size": 1, "num_threads": given.threads, "width": WIDTH}
+        environment = describe(CPU)
+        records = CommandRecords(
+            given.output, "harness.peers", metrics={"peer": METRICS}, environment=environment, config=setting
+        )
         results = []
         for name in names:
             results.append(compare(name, given.tokens, given.rounds))
+            write_point(records, results[-1], given.tokens, environment)
             print(_text(results[-1]), flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    setting = {"num_tokens": given.tokens, "batch_size": 1, "num_threads": given.threads, "width": WIDTH}
     print(json.dumps({**setting, "torch": torch.__version__, "results": results}))
     return 0 if all(r["speed"] >= r["minimum_speed"] for r in results) else 1
 

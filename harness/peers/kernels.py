@@ -35,7 +35,10 @@ from harness.measure.turns import in_turn, quartiles
 from harness.peers.cases import LINES, Line
 from harness.peers.operations import KERNELS, Sizes, kernel_error, timed_call
 from harness.peers.roofline import Ceilings
+from harness.record.command import CommandRecords
 from harness.record.environment import describe
+from harness.record.identity import machine_identity
+from harness.record.metrics import Metric
 from harness.record.outcomes import outcome
 
 #: Largest relative error in the 2-norm against float64 on the same rounded inputs.
@@ -47,6 +50,43 @@ TOY_SIZES = {
     **{"batch_size": 1, "num_heads": 1, "num_tokens": 6, "channels": 8, "head_width": 16, "d_model": 16},
     **{"mini_batch_tokens": 4, "chunk_tokens": 4, "state_width": 4},
 }
+
+
+#: The numbers of a "kernel" point; its cell is the case.
+METRICS = (
+    Metric(
+        name="speed",
+        label="times as fast as the peer",
+        unit="",
+        direction="higher",
+        kind="cost",
+        low="speed_low",
+        high="speed_high",
+        is_headline=True,
+    ),
+    Metric(name="speed_low", label="first quartile", unit="", direction="neither", kind="cost"),
+    Metric(name="speed_high", label="third quartile", unit="", direction="neither", kind="cost"),
+    Metric(name="minimum_speed", label="required speed", unit="", direction="neither", kind="cost"),
+    Metric(name="median_ms", label="ours", unit="ms", direction="lower", kind="cost"),
+    Metric(name="peer_median_ms", label="peer", unit="ms", direction="neither", kind="cost"),
+    Metric(name="roofline_ms", label="roofline", unit="ms", direction="neither", kind="cost"),
+    Metric(
+        name="roofline_fraction",
+        label="of the roofline",
+        unit="share",
+        direction="higher",
+        kind="cost",
+    ),
+    Metric(name="serial_floor_ms", label="serial floor", unit="ms", direction="neither", kind="cost"),
+    Metric(name="flops", label="FLOPs", unit="FLOPs", direction="neither", kind="cost"),
+    Metric(name="bytes", label="bytes", unit="bytes", direction="neither", kind="cost"),
+    Metric(name="largest_error", label="error", unit="", direction="lower", kind="cost"),
+    Metric(name="layer_error", label="error of the layer", unit="", direction="lower", kind="cost"),
+    Metric(name="peer_largest_error", label="error of the peer", unit="", direction="lower", kind="cost"),
+)
+
+#: Statuses of a comparison that are no statuses of a record.
+RECORDED_STATUSES = {"not measured": "ok", "not alike": "crashed"}
 
 
 class NotAlike(RuntimeError):
@@ -187,11 +227,39 @@ def row(result: Mapping[str, Any]) -> str:
     )
 
 
+def write_point(records: CommandRecords, result: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    """Write a comparison, as `measure` returns it, as a point."""
+    low, high = result["speed_quartiles"] or (None, None)
+    times = {name: result[name] for name in ("our_ms", "peer_ms") if result[name] is not None}
+    medians = {name: percentile(values, 0.5) for name, values in times.items()}
+    numbers = {"speed_low": low, "speed_high": high}
+    numbers |= {"median_ms": medians.get("our_ms"), "peer_median_ms": medians.get("peer_ms")}
+    names = {metric.name for metric in METRICS} - numbers.keys()
+    records.write(
+        "kernel",
+        {"case": result["line"]},
+        machine_identity("kernel", environment, {"sizes": result["sizes"], "peer": result["peer"]}),
+        status=RECORDED_STATUSES.get(result["status"], result["status"]),
+        reason=result["reason"],
+        metrics={**{name: result[name] for name in names}, **numbers},
+        samples=times,
+        details={key: result[key] for key in ("peer", "sizes", "roofline_of", "difference")},
+    )
+
+
 def run(
-    names: Sequence[str], num_rounds: int, device: torch.device, dtype: torch.dtype, *, is_toy: bool = False
+    names: Sequence[str],
+    num_rounds: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    output: str | None = None,
+    is_toy: bool = False,
 ) -> int:
-    """Prints the table, a row as soon as it is measured, and one JSON object as the last line. 0 where
-    nothing is wrong, 1 where a speed is missed or a line failed."""
+    """Print the table, a row as soon as it is measured, and one JSON object as the last line; write points of
+    the task "kernel" into OUTPUT/records.
+
+    Returns 0 where nothing is wrong, 1 where a speed is missed or a line failed."""
     width = 64 if is_toy else 8192
     ceilings = Ceilings(
         copy_bytes_per_s=copy_bytes_per_s(device, num_bytes=2**16 if is_toy else 2**31),
@@ -202,15 +270,20 @@ def run(
         f"matrix product {ceilings.matmul_flops_per_s / 1e12:.3g} TFLOP/s"
     )
     print(HEADER, flush=True)
+    setting = {"dtype": str(dtype).removeprefix("torch."), "num_rounds": num_rounds, **asdict(ceilings)}
+    environment = describe(device)
+    records = CommandRecords(
+        output, "harness.peers.kernels", metrics={"kernel": METRICS}, environment=environment, config=setting
+    )
     results = []
     for name in names:
         results.append(measure(name, num_rounds, device, dtype, ceilings, is_toy=is_toy))
+        write_point(records, results[-1], environment)
         print(row(results[-1]), flush=True)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    setting = {"dtype": str(dtype).removeprefix("torch."), "num_rounds": num_rounds, **asdict(ceilings)}
-    print(json.dumps({**setting, "environment": describe(device), "results": results}))
+    print(json.dumps({**setting, "environment": environment, "results": results}))
     return 0 if all(map(holds, results)) else 1
 
 
@@ -221,6 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("lines", nargs="*", help=f"which of {', '.join(LINES)}; default all")
     parser.add_argument("--rounds", type=int, default=7, help="how often both are timed, default 7")
+    parser.add_argument("--output", help="folder whose records/ the comparisons are written to")
     given = parser.parse_args(arguments)
     try:
         if given.rounds < 1:
@@ -235,7 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return run(given.lines or list(LINES), given.rounds, torch.device("cuda"), torch.bfloat16)
+    names = given.lines or list(LINES)
+    return run(names, given.rounds, torch.device("cuda"), torch.bfloat16, output=given.output)
 
 
 if __name__ == "__main__":

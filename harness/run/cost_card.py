@@ -11,9 +11,35 @@ from archs.base import Flops, SequenceModel
 from harness.config.build import build_model
 from harness.config.match import matched_model_config
 from harness.config.schema import JobConfig
+from harness.record.metrics import Metric
 
 #: 1k to 1M tokens.
 CONTEXT_LENGTHS_TOKENS = tuple(2**power for power in range(10, 21))
+
+#: The numbers of a "cost" point. All but the first stand in its details, by context length.
+METRICS = (
+    Metric(
+        name="num_parameters",
+        label="parameters",
+        unit="",
+        direction="neither",
+        kind="cost",
+        tolerance=0,
+        is_headline=True,
+    ),
+    Metric(name="state_bytes", label="state", unit="bytes", direction="lower", kind="cost", tolerance=0),
+    *(
+        Metric(
+            name=f"{what}_flops_per_token",
+            label=what,
+            unit="FLOPs/token",
+            direction="lower",
+            kind="cost",
+            tolerance=0,
+        )
+        for what in ("prefill", "decode", "dispatch")
+    ),
+)
 
 
 def card(model: SequenceModel, dtype: str) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from harness.config.schema import JobConfig
 from harness.record import identity
 from harness.record.metrics import Metric
 from harness.record.metrics_of_version_1 import METRICS
+from harness.run.cost_card import METRICS as COST_METRICS
 from tasks.base import Task
 
 
 def declarations(configs: Sequence[JobConfig]) -> dict[str, tuple[Metric, ...]]:
     """Return the metrics of every task that the job of these configurations can write points of."""
-    declared = {task: METRICS[task] for task in ("train", "learning_rate_search", "cost", "calibration")}
+    declared = {task: METRICS[task] for task in ("train", "learning_rate_search", "calibration")}
+    declared["cost"] = COST_METRICS
     for config in configs:
         for task, _ in _tasks(config):
             declared[task.name] = getattr(task, "METRICS", METRICS.get(task.name, ()))

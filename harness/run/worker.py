@@ -99,7 +99,7 @@ def _header(spec: dict[str, Any], device: torch.device) -> Header:
         data_hash=None,
         identities=_identities(spec, values, described, None),
         metrics=declarations(spec["configs"]),
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
     )
 
 

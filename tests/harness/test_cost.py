@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from archs.base import SequenceModel, state_bytes
 from harness.cost import main
+from reports.results.load import load
 
 
 def card_of(capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[dict[str, Any], str]:
@@ -82,3 +84,13 @@ def test_the_command_itself(command: Callable[..., tuple[int, str, str]]) -> Non
     code, out, err = command("arch=transformer", "size=small", module="harness.cost")
     assert code == 0 and err == ""
     assert json.loads(out.splitlines()[-1])["num_parameters"] > 5_000_000
+
+
+def test_with_output_the_card_is_a_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["arch=mamba", "size=nano", f"output={tmp_path}"]) == 0
+    values = json.loads(capsys.readouterr().out.splitlines()[-1])
+    results = load([tmp_path])
+    (point,) = results.points
+    assert (point.task, point.arch, point.size, point.status) == ("cost", "mamba", "nano", "ok")
+    assert {**point.metrics, **point.details} == values
+    assert point.metrics.keys() <= {metric.name for metric in results.metrics("cost")}

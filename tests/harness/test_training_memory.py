@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from archs.base import SequenceModel
 from harness.training_memory import architectures, main, training_peak_bytes
+from reports.results.load import load
 from tests.conftest import TRAINED
 
 CPU = torch.device("cpu")
@@ -58,3 +60,16 @@ def test_another_mistake_is_one_sentence(
 def test_a_mistake_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["arch=foo"]) == 2
     assert capsys.readouterr().err.startswith("error: Unknown arch: 'foo'")
+
+
+def test_with_output_every_length_is_a_point_of_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["arch=transformer", "size=nano", "device=cpu", f"output={tmp_path}"]
+    assert main(arguments, (64, 128)) == 0
+    peaks = json.loads(capsys.readouterr().out.splitlines()[-1])["transformer"]
+    results = load([tmp_path])
+    found = {str(p.cell["sequence_tokens"]): p.metrics["peak_memory_bytes"] for p in results.points}
+    assert found == peaks and {p.task for p in results.points} == {"training_memory"}
+    (metric,) = results.metrics("training_memory")
+    assert (metric.name, metric.unit, metric.direction) == ("peak_memory_bytes", "bytes", "lower")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from hydra.utils import get_method
 from harness.peers import kernels
 from harness.peers.operations import relative_error
 from harness.peers.roofline import Ceilings
+from harness.record.schema import Header, Point, read
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OURS = ["ttt_mlp_training", "layer_prefill_b16_8192"]  # compared with what is always there
@@ -52,9 +54,11 @@ def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_packages")
-def test_the_table_has_a_row_a_line_and_ends_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_row_a_line_and_every_line_is_a_point(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     names = [*OURS, *ABSENT]
-    code = kernels.run(names, 1, DEVICE, torch.float32, is_toy=True)
+    code = kernels.run(names, 1, DEVICE, torch.float32, output=str(tmp_path), is_toy=True)
     ceilings, header, *rows, last = capsys.readouterr().out.splitlines()
     values = json.loads(last)
     assert "GB/s" in ceilings and "TFLOP/s" in ceilings and "asked" in header
@@ -79,6 +83,15 @@ def test_the_table_has_a_row_a_line_and_ends_in_json(capsys: pytest.CaptureFixtu
         assert result["roofline_fraction"] == pytest.approx(1e3 * least / median)
         assert f"{result['roofline_ms']:.3g} (" in row and f", {result['roofline_of']})" in row
     assert code == int(not all(map(kernels.holds, values["results"])))
+    (path,) = (tmp_path / "records").iterdir()
+    file_header, *points = list(read(path))
+    assert isinstance(file_header, Header)
+    declared = {metric.name for metric in file_header.metrics["kernel"]}
+    for point, result in zip(points, values["results"], strict=True):
+        assert isinstance(point, Point) and point.metrics.keys() == declared
+        assert (point.task, point.cell, point.status) == ("kernel", {"case": result["line"]}, "ok")
+        assert (point.metrics["speed"], point.reason) == (result["speed"], result["reason"])
+        assert point.samples["our_ms"] == result["our_ms"] and point.details["peer"] == result["peer"]
 
 
 def test_what_differs_from_its_definition_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

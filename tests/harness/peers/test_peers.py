@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from harness.peers import __main__ as peers
+from harness.record.schema import Header, Point, read
 
 TRANSFORMERS_LINES = [name for name, line in peers.LINES.items() if line.package == "transformers"]
 
@@ -20,9 +22,10 @@ def threads() -> object:
     torch.set_num_threads(before)
 
 
-def test_every_line_runs_and_keeps_its_times(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_line_runs_and_keeps_its_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs the extra `peers`")
-    code = peers.main([*TRANSFORMERS_LINES, "--tokens", "33", "--rounds", "2", "--threads", "1"])
+    settings = ["--tokens", "33", "--rounds", "2", "--threads", "1", "--output", str(tmp_path)]
+    code = peers.main([*TRANSFORMERS_LINES, *settings])
     *lines, last = capsys.readouterr().out.splitlines()
     values = json.loads(last)
     assert len(lines) == len(values["results"]) == len(TRANSFORMERS_LINES)
@@ -35,6 +38,15 @@ def test_every_line_runs_and_keeps_its_times(capsys: pytest.CaptureFixture[str])
         same_weights = result["line"] in ("mamba", "mamba2", "transformer")
         assert (result["largest_difference"] is not None) == same_weights
     assert code == int(any(r["speed"] < r["minimum_speed"] for r in values["results"]))
+    (path,) = (tmp_path / "records").iterdir()
+    header, *points = list(read(path))
+    assert isinstance(header, Header)
+    for point, result in zip(points, values["results"], strict=True):
+        assert isinstance(point, Point) and point.task == "peer"
+        assert point.metrics.keys() == {metric.name for metric in header.metrics["peer"]}
+        assert point.cell == {"case": result["line"], "context_tokens": 33}
+        quartiles = [point.metrics["speed_low"], point.metrics["speed_high"]]
+        assert point.metrics["speed"] == result["speed"] and quartiles == result["speed_quartiles"]
 
 
 def test_what_is_not_alike_and_what_the_peer_lacks_is_printed(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.record.schema import Header, Point
+from reports.results.load import load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAMES = ("transformer", "recurrent")
@@ -159,6 +160,26 @@ def test_other_data_under_the_same_name_are_measured_anew(
     (text / "story_00.txt").write_text("Something else. " * 400)
     assert quick_command(*arguments)[0] == 0
     assert len(points(output, task="train")) == 2
+
+
+def test_a_further_task_and_other_threads_measure_nothing_anew(
+    quick_command: Command, points: Points, tiny: list[str], tmp_path: Path
+) -> None:
+    """And back to the first configuration, the report is about that one again."""
+    output = tmp_path / "output"
+    arguments = ["arch=transformer", *tiny, f"output={output}"]
+    perplexity = ["task=[perplexity]", "tasks.perplexity.context_lengths_tokens=[64]"]
+    assert quick_command(*arguments, "task=[]")[0] == 0
+    before = points(output)
+    assert quick_command(*arguments, *perplexity, "num_threads=1", "experiment_name=b")[0] == 0
+    after = points(output)
+    assert after[: len(before)] == before
+    assert {point.task for point in after[len(before) :]} == {"perplexity"}
+    assert len(list((output / "records").iterdir())) == 1, "one file per job and machine"
+    assert quick_command(*arguments, "task=[]", "train.num_steps=5")[0] == 0
+    assert quick_command(*arguments, "task=[]")[0] == 0
+    trained = load([output]).ok("train")
+    assert [point.metrics["trained_tokens"] for point in trained] == [before[-1].metrics["trained_tokens"]]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])

@@ -187,3 +187,42 @@ def test_parts_of_a_latency_job_merge_and_other_settings_do_not(builder: ModuleT
     results = load([tmp_path])
     assert sorted(p.cell["context_tokens"] for p in results.of("latency")) == [1024, 2048]
     assert results.left_out == {"mamba, tiny, seed 0": 1}
+
+
+def test_the_model_that_was_asked_for_last_is_shown_though_nothing_was_measured_anew(
+    builder: ModuleType, tmp_path: Path
+) -> None:
+    """A run that finds everything measured writes a header that says what it was about."""
+    runs = (("first", 1.0, "2026-01-01T00:00:00Z"), ("second", 2.0, "2026-01-02T00:00:00Z"))
+    for subject, value, started_at in runs:
+        builder.write_experiment(
+            tmp_path,
+            archs=("mamba",),
+            change=only("train", tokens_per_s=value),
+            tag=subject,
+            subject=subject,
+            started_at=started_at,
+        )
+    assert train_value([tmp_path]) == 2.0
+    again = builder.header(
+        "mamba",
+        run_id="again",
+        config={"size": {"name": "tiny"}, "seed": 0},
+        started_at="2026-01-03T00:00:00Z",
+        identities={"mamba": {"train": "model:first:data123:-"}},
+    )
+    append(tmp_path / "records" / "mamba-tiny-seed0.jsonl", again)
+    assert train_value([tmp_path]) == 1.0
+    assert load([tmp_path]).left_out == {"mamba, tiny, seed 0": 1}
+
+
+def test_a_failure_before_the_data_were_read_stands_beside_what_was_measured(
+    builder: ModuleType, tmp_path: Path
+) -> None:
+    builder.write_experiment(tmp_path, archs=("mamba",), change=only("needle"))
+    append(tmp_path / "records" / "b.jsonl", builder.header("mamba", run_id="b"))
+    failed = builder.failed(builder.point("mamba", "train", {}, run_id="b"), "oom", "too large")
+    append(tmp_path / "records" / "b.jsonl", replace(failed, identity="model:same:?:-"))
+    results = load([tmp_path])
+    assert len(results.of("needle")) == 25 and [p.status for p in results.of("train")] == ["oom"]
+    assert results.left_out == {}
