@@ -74,9 +74,9 @@ def test_published_models_were_trained_as_the_configuration_says(folder: str) ->
             assert published["size"][key] == size[key], (header.job, key)
 
 
-def test_titans_over_long_documents_are_what_the_readme_says() -> None:
+def test_titans_over_long_documents_are_what_the_text_says() -> None:
     points = load([PUBLISHED.parent / "titans_long"]).ok("perplexity")
-    text = " ".join((PUBLISHED.parents[2] / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((PUBLISHED.parent / "README.md").read_text(encoding="utf-8").split())
     for arch, name in (("titans_lmm", "LMM"), ("titans_mac", "MAC")):
         bits = {p.cell["context_tokens"]: p.metrics["bits_per_byte"] for p in points if p.arch == arch}
         assert sorted(bits) == [128, 1024, 4096, 16384]
