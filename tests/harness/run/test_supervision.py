@@ -16,6 +16,7 @@ import torch
 from harness.__main__ import job
 from harness.run import supervision as jobs
 from harness.run import worker
+from tests.conftest import compose_job
 
 
 def test_a_worker_keeps_freed_memory_unless_the_user_says_otherwise(
@@ -44,7 +45,9 @@ def test_threads_are_shared_by_what_runs_at_once(
     num_threads: int | None, num_workers: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert worker.num_threads({"num_threads": num_threads, "num_workers": num_workers}) == expected
+    given = "null" if num_threads is None else num_threads
+    config = compose_job("arch=mamba", f"num_threads={given}", f"num_workers={num_workers}")
+    assert worker.num_threads(config) == expected
 
 
 def test_another_launcher_can_send_a_job_to_another_process() -> None:
