@@ -9,7 +9,7 @@ Axes, one glossary for the whole project:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -209,6 +209,13 @@ class AdaptiveModel(SequenceModel):
 
     domains: tuple[str, ...]
 
+    #: The model that the experts adapt.
+    base: SequenceModel
+
+    @abstractmethod
+    def load_base(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy the weights of a trained base (its state_dict) into this model."""
+
     @abstractmethod
     def dispatch(
         self, prompt: Tensor, state: State, strategy: str | None = None, target: str | None = None
@@ -235,6 +242,40 @@ class AdaptiveModel(SequenceModel):
     def num_tuned_parameters(self, adaptation: str) -> int:
         """Return how many learned numbers an adaptation uses beside the base: "base" none, "expert" those
         of one expert, "lora" those of one adapter, a strategy those of all experts and its own."""
+
+
+#: Step number -> prompts (B, P) and right answers (B, A), the same ones whenever that step is asked for.
+Sampler = Callable[[int], tuple[Tensor, Tensor]]
+
+#: What is done and how many steps it takes -> a progress bar: a context whose value has `update()`.
+Progress = Callable[[str, int], AbstractContextManager[Any]]
+
+
+class PostTraining(ABC):
+    """Trains what an adaptive model has on top of its base, after the base has been trained.
+
+    An architecture names one under `post_training` in conf/arch, by _target_; its constructor is the schema.
+
+    prompts: called with split, domain and seed, returns a domain's sampler.
+    """
+
+    prompts: Callable[..., Sampler]
+
+    @abstractmethod
+    def description(self, model: Any) -> str:
+        """Return what is trained on this model, in words."""
+
+    @abstractmethod
+    def train(
+        self,
+        model: Any,
+        training: Mapping[str, Sampler],
+        validation: Mapping[str, Sampler],
+        *,
+        seed: int,
+        progress: Progress,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Train in place on samplers by domain; return details and metrics of the record's point."""
 
 
 def _no_kinds(module: nn.Module, num_tokens: int) -> NotImplementedError:

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from archs.base import Sampler
 from archs.transformer_squared.model import TransformerSquared
-from archs.transformer_squared.training import Sampler, batch_of
+from archs.transformer_squared.training import batch_of
 
 #: Steps and rate of the linear classifier, whose features are computed once.
 CLASSIFIER_STEPS, CLASSIFIER_RATE = 400, 3e-3

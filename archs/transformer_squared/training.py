@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from archs.base import Sampler
 from archs.transformer_squared.model import TransformerSquared
 from archs.transformer_squared.policies import ExpertPolicy, Policy
 
-#: step number -> prompts (B, P) and answers (B, A), the same ones whenever asked for that step.
-Sampler = Callable[[int], tuple[Tensor, Tensor]]
 Method = Literal["reinforce", "fine_tuning"]
 
 
@@ -122,10 +121,6 @@ class FineTuning(Tuning):
     ) -> tuple[Tensor, float | None]:
         logits = policy.answer_logits(prompts, answers)
         return F.cross_entropy(logits.flatten(0, 1).float(), answers.flatten()), None
-
-
-#: What expert_training.method may be; each has its settings under its name.
-METHODS: dict[str, type[Tuning]] = {"reinforce": Reinforce, "fine_tuning": FineTuning}
 
 
 def policy_loss(

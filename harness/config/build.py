@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from archs.base import SequenceModel
 from archs.implementations import check_implementations
-from harness.config.check_experts import check_experts
 from harness.config.compose import resolve as resolve
 from harness.config.schema import JobConfig, parse_job
 from harness.config.targets import check_targets
@@ -33,11 +32,35 @@ def checked_job(values: Mapping[str, Any]) -> JobConfig:
         check_targets(task, f"tasks.{name}")
     check_targets(config.data.corpus, "data.corpus")
     check_targets({**config.train.stream, "_partial_": True}, "train.stream")  # the corpus is added later
-    if config.arch.expert_training is not None:  # first: the architecture's own tasks may refer to it
-        check_experts(values["arch"], values["reference"])
+    if config.arch.post_training is not None:  # first: the architecture's own tasks may refer to it
+        _check_post_training(config, config.arch.post_training)
     for name, task in config.arch.tasks.items():
         check_targets(task, f"arch.tasks.{name}")
     return config
+
+
+def _check_post_training(config: JobConfig, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError with one sentence where arch.post_training cannot be used."""
+    rate, base_rate = config.arch.learning_rate, config.reference.learning_rate
+    if rate != base_rate:
+        raise ValueError(
+            f"arch.learning_rate={rate} of arch={config.arch.name} is its base's, {base_rate}: "
+            "choose the base with arch@reference and its rate with reference.learning_rate."
+        )
+    path = "arch.post_training"
+    check_targets(settings, path)
+    for key, item in settings.items():
+        if isinstance(item, Mapping) and "_target_" in item:
+            _construct(item, f"{path}.{key}")
+    _construct(settings, path)
+
+
+def _construct(node: Mapping[str, Any], path: str) -> None:
+    """Raise the constructor's ValueError with the path of its setting before it."""
+    try:
+        instantiate(node)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}.") from None
 
 
 def build_model(model_config: Mapping[str, Any], device: str | torch.device = "cpu") -> SequenceModel:

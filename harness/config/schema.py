@@ -112,7 +112,7 @@ class ArchConfig(Settings):
     match: MatchRule | None
     published: list[str] = []
     tasks: dict[str, Node] = {}
-    expert_training: Node | None = None
+    post_training: Node | None = None
 
     @field_validator("learning_rate")
     @classmethod

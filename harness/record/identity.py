@@ -77,7 +77,7 @@ def trained_identity(
     """
     train = config.get("train") or {}
     subject = _training_subject(config, arch, device)
-    subject |= {"experts": arch.get("expert_training")}
+    subject |= {"experts": arch.get("post_training")}
     if not arch.get("is_pretrained"):
         rate = train.get("peak_learning_rate") or arch.get("learning_rate")
         subject |= {"rates": train.get("search_grid") if train.get("search") else rate}

@@ -23,6 +23,16 @@ CELL_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 
 
+#: The classes that today's post_training names and version 1's expert_training did not.
+EXPERT_CLASSES = {
+    "reinforce": "Reinforce",
+    "fine_tuning": "FineTuning",
+    "lora": "LoRATuning",
+    "dispatch": "DispatchTraining",
+    "few_shot": "FewShot",
+}
+
+
 class Version1:
     """Migrates the lines of one record file, in order.
 
@@ -50,6 +60,8 @@ def _identity(header: Mapping[str, Any], arch_name: str, task: str) -> str:
     config, environment = header["config"], header["environment"]
     archs = [config.get("arch"), *(config.get("interleaved") or [])]
     arch: Mapping[str, Any] = next((arch for arch in archs if arch and arch.get("name") == arch_name), {})
+    if arch.get("expert_training") is not None:
+        arch = {**arch, "post_training": _post_training(arch["expert_training"])}
     if task == "calibration":
         return identity.machine_identity(task, environment)
     if task == "cost":
@@ -62,3 +74,9 @@ def _identity(header: Mapping[str, Any], arch_name: str, task: str) -> str:
     if task == "learning_rate_search":
         return identity.search_identity(config, arch, **trained)
     return identity.trained_identity(config, arch, kept, **trained)
+
+
+def _post_training(experts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return version 1's expert_training as today's post_training."""
+    groups = {key: {**experts[key], "_target_": name} for key, name in EXPERT_CLASSES.items()}
+    return {**experts, **groups, "_target_": "ExpertTraining"}

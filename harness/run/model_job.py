@@ -105,7 +105,7 @@ def _obtain_model(
         return Failed(previous.status, f"training: {previous.reason}")
     job.begin_training()
     try:
-        has_experts = config.arch.expert_training is not None
+        has_experts = config.arch.post_training is not None
         trained = (obtain_experts if has_experts else obtain)(job, model_config)
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, Diverged):

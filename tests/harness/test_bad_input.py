@@ -121,21 +121,21 @@ MISTAKES = [
 
 #: What is typed beside arch=transformer_squared, and words of the sentence.
 EXPERT_MISTAKES = [
-    ("arch.expert_training.lora=null", "arch.expert_training.lora=null must be a mapping."),
-    ("arch.expert_training.dispatch=null", "arch.expert_training.dispatch=null must be a mapping."),
-    ("arch.expert_training.prompts=null", "arch.expert_training.prompts=null must be a mapping."),
-    ("arch.expert_training.few_shot=null", "arch.expert_training.few_shot=null must be a mapping."),
-    ("arch.expert_training.fine_tuning=null", "arch.expert_training.fine_tuning=null must be a mapping."),
+    ("arch.post_training.lora=null", "arch.post_training.lora=null must be a mapping with"),
+    ("arch.post_training.dispatch=null", "arch.post_training.dispatch=null must be a mapping with"),
+    ("arch.post_training.prompts=null", "arch.post_training.prompts=null must be a mapping with"),
+    ("arch.post_training.few_shot=null", "arch.post_training.few_shot=null must be a mapping with"),
+    ("arch.post_training.fine_tuning=null", "arch.post_training.fine_tuning=null must be a mapping with"),
     (
-        "arch.expert_training.method=[a]",
-        "arch.expert_training.method=['a'] must be one of reinforce, fine_tuning.",
+        "arch.post_training.method=[a]",
+        "arch.post_training.method=['a'] must be one of reinforce, fine_tuning.",
     ),
     (
-        "arch.expert_training.lora.method=[a]",
-        "arch.expert_training.lora.method=['a'] must be one of reinforce",
+        "arch.post_training.lora.method=[a]",
+        "arch.post_training.lora.method=['a'] must be one of reinforce",
     ),
-    ("~arch.expert_training.lora.method", "arch.expert_training.lora lacks method."),
-    ("~arch.expert_training.prompts._target_", "arch.expert_training.prompts lacks _target_."),
+    ("~arch.post_training.lora.method", "LoRATuning) lacks method."),
+    ("~arch.post_training.prompts._target_", "must be a mapping with a _target_ to call."),
     ("arch.tasks=null", "arch.tasks=null must be a mapping, each value a mapping."),
     (
         "arch.tasks.adaptation=null",

@@ -56,8 +56,8 @@ def test_the_experiment_for_a_gpu_runs_on_a_cpu(
 ) -> None:
     """The same configuration, bfloat16 included, with little of everything."""
     names = ["mamba", "transformer_squared"]
-    small = ["arch.expert_training.reinforce.num_steps=1", "arch.expert_training.few_shot.num_iterations=1"]
-    small += ["arch.tasks.adaptation.num_prompts=4", "arch.expert_training.dispatch.num_expert_steps=1"]
+    small = ["arch.post_training.reinforce.num_steps=1", "arch.post_training.few_shot.num_iterations=1"]
+    small += ["arch.tasks.adaptation.num_prompts=4", "arch.post_training.dispatch.num_expert_steps=1"]
     for arch in names:
         arguments = ["experiment=gpu_small", "hydra.mode=RUN", f"arch={arch}", *tiny, *tiny_tasks]
         arguments += small if arch == "transformer_squared" else []
@@ -150,8 +150,8 @@ def test_the_base_of_transformer_squared_is_the_one_of_its_own_job(
     assert quick_command(*arguments)[0] == 0
     checkpoints = set((tmp_path / "checkpoints").iterdir())
     assert len(checkpoints) == len(rates)
-    experts = ["arch=transformer_squared", "arch.expert_training.reinforce.num_steps=1"]
-    experts += ["arch.expert_training.few_shot.num_iterations=1"]
+    experts = ["arch=transformer_squared", "arch.post_training.reinforce.num_steps=1"]
+    experts += ["arch.post_training.few_shot.num_iterations=1"]
     code, out, err = quick_command(*arguments, *experts)
     assert code == 0, err
     assert len(set((tmp_path / "checkpoints").iterdir()) - checkpoints) == 1

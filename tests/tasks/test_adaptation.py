@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -41,6 +42,9 @@ class Model(AdaptiveModel):
         self.attached = domain
         yield
         self.attached = ""
+
+    def load_base(self, weights: Mapping[str, Tensor]) -> None:
+        raise AssertionError
 
     def num_tuned_parameters(self, adaptation: str) -> int:
         return {"base": 0, "expert": 10, "lora": 7, "prompt": 20, "few_shot": 22}[adaptation]
@@ -143,7 +147,7 @@ def test_an_adaptation_answers_as_it_is_adapted(
 @pytest.mark.parametrize("domain", ["needle", "any"])
 def test_prompt_and_answer_fit_into_the_length_that_training_ends_on(corpus: Corpus, domain: str) -> None:
     config = resolve(compose_config(["arch=transformer_squared"]))
-    prompts = config["arch"]["expert_training"]["prompts"]
+    prompts = config["arch"]["post_training"]["prompts"]
     assert config["arch"]["tasks"]["adaptation"]["prompts"] == prompts
     parts = instantiate(prompts)(split=corpus.test, domain=domain)(0)
     trained = config["train"]["stream"]["curriculum"][-1]["sequence_tokens"]

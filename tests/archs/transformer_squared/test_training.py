@@ -13,7 +13,6 @@ from archs.decoder import Decoder
 from archs.transformer_squared.model import TransformerSquared
 from archs.transformer_squared.policies import ExpertPolicy, LowRankPolicy
 from archs.transformer_squared.training import (
-    METHODS,
     FineTuning,
     Reinforce,
     Sampler,
@@ -247,7 +246,3 @@ def test_sampling_under_lora_follows_its_adapter() -> None:
     frequencies = torch.bincount(sampled, minlength=VOCAB) / 2000
     torch.testing.assert_close(frequencies, adapted, rtol=0, atol=0.04)
     assert (adapted - base).abs().max() > 0.1
-
-
-def test_the_methods_of_the_configuration_are_these() -> None:
-    assert {"reinforce": Reinforce, "fine_tuning": FineTuning} == METHODS

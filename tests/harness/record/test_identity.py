@@ -105,7 +105,7 @@ def test_what_decides_no_number_changes_no_identity(path: str, value: Any) -> No
         ("train.search", True, False, False),
         ("train.peak_learning_rate", 1e-2, False, False),
         ("arch.learning_rate", 1e-2, False, False),
-        ("arch.expert_training", {"method": "reinforce"}, False, False),
+        ("arch.post_training", {"method": "reinforce"}, False, False),
         ("seed", 1, False, False),
         ("tasks.needle.num_examples", 40, False, False),
     ],

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from harness.record.identity import family, subject
+from harness.record.identity import family, subject, trained_identity
+from harness.record.migration import Version1
 from harness.record.schema import SCHEMA_VERSION, Header, Point, read
 from reports.results.load import load
+from tests.conftest import compose_resolved
 
 FOLDER = Path(__file__).resolve().parents[2] / "goldens" / "records_v1"
 FILES = sorted(FOLDER.glob("*.jsonl"))
@@ -78,3 +80,22 @@ def test_a_later_version_is_refused(tmp_path: Path) -> None:
     path.write_text('{"kind": "point", "schema_version": 3}\n')
     (error,) = read(path)
     assert "schema version 3" in str(error) and "line 1" in str(error)
+
+
+def test_the_experts_of_version_1_are_todays_by_another_name() -> None:
+    config = compose_resolved("arch=transformer_squared")
+    arch = dict(config["arch"])
+    today = trained_identity(config, arch, None, device="cpu", data="text")
+    groups = arch.pop("post_training")
+    del groups["_target_"]
+    arch["expert_training"] = {
+        name: {key: value for key, value in group.items() if key != "_target_"}
+        if isinstance(group, dict) and name != "prompts"
+        else group
+        for name, group in groups.items()
+    }
+    header = {"run_id": "r", "config": {**config, "arch": arch}, "environment": {"device": "cpu"}}
+    migration = Version1()
+    migration.header({**header, "data_hash": "text"})
+    point = migration.point({"run_id": "r", "arch": "transformer_squared", "task": "train"})
+    assert point["identity"] == today
