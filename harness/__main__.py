@@ -15,18 +15,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.config.compose import CONFIG_DIR, register_resolvers
 from harness.config.errors import sentence
-from harness.run.plan import make_launcher, run
+from harness.run.plan import jobs_of, make_launcher
 from harness.run.progress import Sweep
 from harness.run.supervision import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, InputError
 
 
 @hydra.main(config_path=CONFIG_DIR, config_name="config", version_base="1.3")
 def job(config: DictConfig) -> None:
-    """One Hydra job. A user's mistake ends the sweep; a typed failure does not."""
+    """Compose and check the jobs of one Hydra job. They run when all of the command's are known."""
     with _mistakes():
-        if Sweep.launcher is None and "_target_" in config.launcher:
+        if Sweep.launcher is None:
             Sweep.launcher = make_launcher(config)
-        Sweep.launched += run(config, Sweep.pool)
+        Sweep.launched += jobs_of(config)
 
 
 @contextmanager
@@ -58,14 +58,12 @@ def main() -> int:
     try:
         job()
         with _mistakes():
-            Sweep.pool.wait()
-            if Sweep.launcher is not None:
-                Sweep.launcher.run(Sweep.launched, Sweep.job_done)
+            if Sweep.launched:
+                Sweep.run_launched()
         for folder in Sweep.finished:
             summarise(folder)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-        Sweep.pool.stop()
         print("\nStopped. What is measured is kept; the same command goes on from there.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
@@ -74,8 +72,6 @@ def main() -> int:
             raise
         print(f"error: {text}", file=sys.stderr)
         return EXIT_INPUT_ERROR
-    finally:
-        Sweep.pool.stop()
     return 1 if Sweep.crashes else 0
 
 

@@ -1,4 +1,4 @@
-"""The interface of what runs the jobs of a sweep somewhere else: `launcher=NAME`."""
+"""The interface of what runs the jobs of an experiment: `launcher=NAME`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,11 @@ class LaunchedJob:
     def name(self) -> str:
         """The job's name, unique in its experiment."""
         return str(self.spec["job"])
+
+    @property
+    def num_at_once(self) -> int:
+        """How many jobs may run at once while this one runs, itself included."""
+        return int(self.spec["configs"][0]["num_workers"])
 
 
 class Launcher(ABC):

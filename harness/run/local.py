@@ -1,11 +1,18 @@
-"""Jobs side by side: each in a thread that waits for its process."""
+"""`launcher=local`: jobs run on this machine, each in a thread that waits for its process."""
 
 from __future__ import annotations
 
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from typing import Any
+
+from harness.record.schema import Point
+from harness.run.launcher import LaunchedJob, Launcher
+from harness.run.progress import tell
+from harness.run.supervision import run_job
 
 
 class Pool:
@@ -46,6 +53,29 @@ class Pool:
         self.stopping.set()
         wait(self._lines)
         self._lines.clear()
+
+
+class LocalLauncher(Launcher):
+    """Runs jobs on this machine, in their order, each beside as many others as it allows."""
+
+    def run(self, jobs: Sequence[LaunchedJob], on_end: Callable[[list[Point], int], None]) -> None:
+        """Run all jobs and return when the last one has ended. What is under way is stopped where one of them
+        refuses its input or the user interrupts."""
+        pool = Pool(on_end)
+        try:
+            for job in jobs:
+                pool.start(partial(_run, job, pool.stopping), job.num_at_once)
+            pool.wait()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+            raise
+        finally:
+            pool.stop()
+
+
+def _run(job: LaunchedJob, stopping: threading.Event, line: int) -> list[Point]:
+    tell(f"-- {job.name}")
+    return run_job(job.spec, job.output, job.timeout_s, line=line, stopping=stopping)
 
 
 def _fulfil(future: Future[Any], work: Callable[[int], Any], line: int) -> None:

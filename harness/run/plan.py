@@ -21,20 +21,19 @@ from harness.config.targets import check_targets
 from harness.record.schema import Point, content_hash
 from harness.run import supervision as jobs
 from harness.run.launcher import LaunchedJob, Launcher
-from harness.run.local import Pool
+from harness.run.local import LocalLauncher
 from harness.run.progress import tell
 
 
-def run(config: DictConfig, pool: Pool) -> list[LaunchedJob]:
-    """Submits the job described by `config` to `pool`, which collects its typed failures; for another
-    launcher, returns what that must run.
+def jobs_of(config: DictConfig) -> list[LaunchedJob]:
+    """Return the jobs that `config` describes, checked against the schema. Nothing runs yet.
 
     With an architecture: training and the quality tasks, num_workers such jobs of a sweep at once. Without
     one: the latency of the `interleave` list. Latency is measured alone; where the sweep has no latency job,
     every job measures its own, and all run alone.
     """
     check_model_overrides(config, HydraConfig.get().overrides.task)
-    values, is_local = plain(config), "_target_" not in config.launcher
+    values, is_local = plain(config), _is_local(config)
     if values.get("arch") is None:
         shared = parse_shared(values)
         if not shared.interleave:
@@ -50,21 +49,17 @@ def run(config: DictConfig, pool: Pool) -> list[LaunchedJob]:
         num_at_once = 1
     change = {"num_workers": num_at_once}
     parts = [(kind, [one.model_copy(update=change) for one in configs]) for kind, configs in parts]
-    if not is_local:
-        return [launched_job(*part) for part in parts]
+    return [launched_job(*part) for part in parts]
 
-    def work(line: int) -> list[Point]:
-        return [p for part in parts for p in run_process(*part, line=line, stopping=pool.stopping)]
 
-    pool.start(work, num_at_once)
-    return []
+def _is_local(config: DictConfig) -> bool:
+    """Return whether jobs run on this machine, and so share it."""
+    return issubclass(hydra.utils.get_class(config.launcher._target_), LocalLauncher)
 
 
 def _is_sweep_here() -> bool:
-    """Whether this process goes through the jobs of a sweep itself: another launcher has its own way to run
-    them side by side, and takes one for done when `run` returns."""
-    settings = HydraConfig.get()
-    return settings.mode == RunMode.MULTIRUN and settings.runtime.choices["hydra/launcher"] == "basic"
+    """Return whether the command is a sweep: a single job has the machine to itself."""
+    return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

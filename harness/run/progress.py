@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from harness.record.schema import Point
 from harness.run.launcher import LaunchedJob, Launcher
-from harness.run.local import Pool
+from harness.run.supervision import EXIT_INPUT_ERROR
 
 
 class Sweep(Callback):
@@ -24,36 +22,44 @@ class Sweep(Callback):
     finished: folders to report on. Hydra turns an exception in a callback into a warning, so harness.__main__
               renders.
     crashes:  a sentence for every cell or process that crashed.
-    launcher: runs `launched` when all are known; None: `pool` runs each at once.
-    pool:     runs the jobs. What Hydra takes for a job's end is its start where several run at once.
+    launched: all jobs of the command. Hydra's jobs only compose and check them.
+    launcher: runs `launched` when all are known; None: no job is known yet.
     """
 
     finished: ClassVar[list[Path]]
     crashes: ClassVar[list[str]]
-    pool: ClassVar[Pool]
     launcher: ClassVar[Launcher | None]
     launched: ClassVar[list[LaunchedJob]]
+    _is_sweep: ClassVar[bool]
     _started: ClassVar[float]
-    _num_jobs: ClassVar[int]
     _num_done: ClassVar[int]
 
     @classmethod
     def reset(cls) -> None:
         """Forgets what was run before in this process."""
-        cls.finished, cls.crashes, cls.pool = [], [], Pool(cls.job_done)
+        cls.finished, cls.crashes = [], []
         cls.launcher, cls.launched = None, []
-        cls._started, cls._num_jobs, cls._num_done = time.monotonic(), 1, 0
+        cls._is_sweep = False
+        cls._started, cls._num_done = time.monotonic(), 0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Counts the jobs of the grid."""
-        params = config.hydra.sweeper.params or {}
-        overrides = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-        axes: dict[str, int] = {}  # what the command line says of a key holds over the experiment
-        for override in OverridesParser.create().parse_overrides(overrides):
-            is_sweep = override.is_sweep_override() and override.is_discrete_sweep()
-            axes[override.get_key_element()] = len(list(override.sweep_string_iterator())) if is_sweep else 1
-        Sweep._num_jobs = math.prod(axes.values())
-        tell(f"{Sweep._num_jobs} jobs, results in {config.output}")
+        """Refuse other launchers and sweepers of Hydra's. Only SystemExit ends Hydra from a callback."""
+        instead = {"launcher": "launcher=local or launcher=slurm", "sweeper": "hydra/sweeper=basic"}
+        for kind, ours in instead.items():
+            choice = config.hydra.runtime.choices[f"hydra/{kind}"]
+            if choice != "basic":
+                print(f"error: hydra/{kind}={choice} cannot be used here; use {ours}.", file=sys.stderr)
+                raise SystemExit(EXIT_INPUT_ERROR)
+        Sweep._is_sweep = True
+
+    @classmethod
+    def run_launched(cls) -> None:
+        """Run all jobs of the command, which are composed and checked, on its launcher."""
+        assert cls.launcher is not None
+        cls._started = time.monotonic()
+        if cls._is_sweep:
+            tell(f"{len(cls.launched)} jobs, results in {cls.launched[0].output}")
+        cls.launcher.run(cls.launched, cls.job_done)
 
     @classmethod
     def job_done(cls, failures: list[Point], num_under_way: int) -> None:
@@ -66,10 +72,10 @@ class Sweep(Callback):
                 cls.crashes.append(text)
         cls._num_done += 1
         elapsed, done = time.monotonic() - cls._started, cls._num_done + num_under_way / 2
-        left = elapsed / done * max(0, cls._num_jobs - done)
-        if cls._num_jobs > 1:
+        left = elapsed / done * max(0, len(cls.launched) - done)
+        if cls._is_sweep and len(cls.launched) > 1:
             tell(
-                f"{cls._num_done}/{cls._num_jobs} jobs done after {_minutes(elapsed)}, "
+                f"{cls._num_done}/{len(cls.launched)} jobs done after {_minutes(elapsed)}, "
                 f"about {_minutes(left)} left"
             )
 

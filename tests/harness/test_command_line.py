@@ -37,6 +37,33 @@ def test_a_wrong_name_in_a_sweep_ends_it_before_the_first_job(
     assert not (tmp_path / "records").exists()
 
 
+def test_a_mistake_of_the_last_job_ends_a_sweep_before_the_first_job(
+    quick_command: Command, tiny: list[str], tmp_path: Path
+) -> None:
+    code, out, err = quick_command("-m", "seed=0,1,-1", *tiny, "task=[]", f"output={tmp_path}")
+    assert code == 2 and "error: seed=-1 must not be negative." in err
+    assert "-- " not in err and "Report" not in out
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"), [("launcher", "launcher=local"), ("sweeper", "hydra/sweeper=basic")]
+)
+def test_other_launchers_and_sweepers_of_hydra_are_refused(
+    kind: str, advice: str, quick_command: Command, tiny: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "conf" / "hydra" / kind
+    folder.mkdir(parents=True)
+    (folder / "other.yaml").write_text("defaults: [basic]\n")
+    code, _, err = quick_command(
+        *(f"--config-dir={tmp_path / 'conf'}", "-m", "seed=0,1", f"hydra/{kind}=other"),
+        *(*tiny, "task=[]", f"output={tmp_path / 'output'}"),
+    )
+    assert code == 2
+    assert err.splitlines()[-1].startswith(f"error: hydra/{kind}=other cannot be used here; use {advice}")
+    assert not (tmp_path / "output" / "records").exists()
+
+
 def test_the_configuration_can_be_printed(command: Command) -> None:
     code, out, err = command("arch=mamba", "size=small", "--cfg", "job")
     assert code == 0 and err == ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 import threading
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.__main__ import job
 from harness.run import supervision as jobs
 from harness.run import worker
 from tests.conftest import compose_job
@@ -48,12 +46,3 @@ def test_threads_are_shared_by_what_runs_at_once(
     given = "null" if num_threads is None else num_threads
     config = compose_job("arch=mamba", f"num_threads={given}", f"num_workers={num_workers}")
     assert worker.num_threads(config) == expected
-
-
-def test_another_launcher_can_send_a_job_to_another_process() -> None:
-    """As joblib's and submitit's do: what a function of __main__ refers to is pickled with it."""
-    function = job.__wrapped__
-    names = set(function.__code__.co_names) & set(function.__globals__)
-    assert "Sweep" in names
-    for name in names:
-        pickle.dumps(function.__globals__[name])
