@@ -21,7 +21,7 @@ def declarations(configs: Sequence[JobConfig]) -> dict[str, tuple[Metric, ...]]:
     declared["cost"] = COST_METRICS
     for config in configs:
         for task, _ in _tasks(config):
-            declared[task.name] = getattr(task, "METRICS", METRICS.get(task.name, ()))
+            declared[task.name] = task.METRICS
     return declared
 
 
@@ -79,5 +79,5 @@ def _tasks(job: JobConfig) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Each task's class with its settings, without those that only choose its cells."""
     for settings in (job.tasks | job.arch.tasks).values():
         task = get_class(settings["_target_"])
-        cell_settings = getattr(task, "CELL_SETTINGS", ())
+        cell_settings = task.CELL_SETTINGS
         yield task, {key: value for key, value in settings.items() if key not in cell_settings}
