@@ -78,6 +78,6 @@ def _trained(
 def _tasks(job: JobConfig) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Each task's class with its settings, without those that only choose its cells."""
     for settings in (job.tasks | job.arch.tasks).values():
-        task = get_class(settings["_target_"])
+        task: Any = get_class(settings["_target_"])
         cell_settings = task.CELL_SETTINGS
         yield task, {key: value for key, value in settings.items() if key not in cell_settings}
