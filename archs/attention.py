@@ -80,7 +80,7 @@ class Attention(Mixer):
         return [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
 
     def _project_next(self, x: Tensor, state: AttentionState) -> list[Tensor]:
-        """As `_project`, through the convolutions, whose tails are updated in place."""
+        """Project as `_project` and pass the convolutions, whose tails are updated in place."""
         qkv = self._project(x)
         if not self.convs:
             return qkv
@@ -124,7 +124,7 @@ class Attention(Mixer):
         return y[:, 0], state
 
     def step_kind(self, num_tokens: int) -> int:
-        """Every step is alike."""
+        """Return 0: every step does the same work."""
         del num_tokens
         return 0
 
@@ -142,7 +142,7 @@ class Attention(Mixer):
         return cache + sum(conv.tail_bytes(batch_size) for conv in self.convs)
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """Projections 2 (2 D H K + 2 D d_kv) a token; 4 H K a query-key pair."""
+        """Count 2 (2 D H K + 2 D d_kv) per token for projections and 4 H K per query-key pair."""
         num_queries = context_tokens if phase == "prefill" else 1
         pairs = context_tokens * (context_tokens + 1) / 2 if phase == "prefill" else context_tokens
         q_width = self.q_proj.weight.shape[0]

@@ -72,15 +72,15 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def init_state(self, batch_size: int, max_context_tokens: int) -> State:
-        """The state of an empty context, allocated on the parameters' device."""
+        """Return the state of an empty context, allocated on the parameters' device."""
 
     @abstractmethod
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next C >= 1 tokens, (B, C, D) -> (B, C, D); consumes `state`."""
+        """Read the next C >= 1 tokens, (B, C, D) -> (B, C, D); consumes `state`."""
 
     @abstractmethod
     def decode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next token, (B, D) -> (B, D), without a host synchronisation; consumes `state`."""
+        """Read the next token, (B, D) -> (B, D), without a host synchronisation; consumes `state`."""
 
     def step_kind(self, num_tokens: int) -> Hashable:
         """Return a hashable key of the decode step after `num_tokens` tokens.
@@ -91,7 +91,7 @@ class Mixer(nn.Module, ABC):
         raise _no_kinds(self, num_tokens)
 
     def decode_at(self, x: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
-        """As `decode`, with state.num_tokens also on the device, position (1,) int64: all that differs
+        """Do as `decode`, with state.num_tokens also on the device, position (1,) int64: all that differs
         between steps of one kind follows from it, and state.num_tokens may be that of another one."""
         del position
         return self.decode(x, state)
@@ -112,17 +112,17 @@ Advance = Callable[[Mixer, Tensor, State], tuple[Tensor, State]]
 
 
 def prefill(mixer: Mixer, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """The Advance of `Mixer.prefill`."""
+    """Advance by `Mixer.prefill`."""
     return mixer.prefill(x, state)
 
 
 def decode(mixer: Mixer, x: Tensor, state: State) -> tuple[Tensor, State]:
-    """The Advance of `Mixer.decode`."""
+    """Advance by `Mixer.decode`."""
     return mixer.decode(x, state)
 
 
 def decode_at(position: Tensor) -> Advance:
-    """The Advance of `Mixer.decode_at` at a position (1,)."""
+    """Return the Advance of `Mixer.decode_at` at a position (1,)."""
     return lambda mixer, x, state: mixer.decode_at(x, state, position)
 
 
@@ -149,7 +149,7 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def init_state(self, batch_size: int, max_context_tokens: int) -> State:
-        """The state of an empty context with room for `max_context_tokens` tokens."""
+        """Return the state of an empty context with room for `max_context_tokens` tokens."""
 
     @abstractmethod
     def prefill(self, tokens: Tensor, state: State, num_logits: int = 1) -> tuple[Tensor, State]:
@@ -167,7 +167,7 @@ class SequenceModel(nn.Module, ABC):
         raise _no_kinds(self, num_tokens)
 
     def decode_at(self, token: Tensor, state: State, position: Tensor) -> tuple[Tensor, State]:
-        """As `decode`; position (1,) int64 as in `Mixer.decode_at`."""
+        """Do as `decode`; position (1,) int64 as in `Mixer.decode_at`."""
         del position
         return self.decode(token, state)
 
@@ -286,7 +286,7 @@ def _no_kinds(module: nn.Module, num_tokens: int) -> NotImplementedError:
 
 
 def state_tensors(state: State) -> Iterator[Tensor]:
-    """All tensors of a state, nested states included."""
+    """Yield all tensors of a state, nested states included."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, (tuple, list)):
@@ -301,7 +301,7 @@ def state_bytes(state: State) -> int:
 
 
 def clone_state(state: State) -> State:
-    """A deep copy, for branching: prefill and decode consume the state they are given."""
+    """Return a deep copy, for branching: prefill and decode consume the state they are given."""
     if isinstance(state, Tensor):
         return state.clone()
     if isinstance(state, tuple):
@@ -311,7 +311,7 @@ def clone_state(state: State) -> State:
 
 
 def check_prefill(num_tokens: int, num_logits: int) -> None:
-    """Raises ValueError where a prefill call's sizes make no sense."""
+    """Raise ValueError where a prefill call's sizes make no sense."""
     if num_tokens < 1:
         raise ValueError(f"prefill needs at least one token, got {num_tokens}")
     if not 0 <= num_logits <= num_tokens:
@@ -321,7 +321,7 @@ def check_prefill(num_tokens: int, num_logits: int) -> None:
 
 
 def check_state_request(batch_size: int, max_context_tokens: int) -> None:
-    """Raises ValueError where a state's sizes make no sense."""
+    """Raise ValueError where a state's sizes make no sense."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be positive")
     if max_context_tokens < 1:

@@ -36,7 +36,7 @@ class CudaCapture:
         self._device, self._pool = device, torch.cuda.graph_pool_handle()
 
     def __call__(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Warms `call` up on a side stream, captures it, and returns what replays it."""
+        """Warm `call` up on a side stream, capture it, and return a function that replays it."""
         with torch.cuda.device(self._device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -79,7 +79,7 @@ class DecodeGraphs:
 
     @torch.no_grad()
     def prepare(self, num_tokens: int, num_steps: int) -> None:
-        """Captures every kind among `num_steps` steps after `num_tokens` tokens. The buffers hold rubbish
+        """Capture every kind among `num_steps` steps after `num_tokens` tokens. The buffers hold rubbish
         afterwards. Raises ValueError where there is no room for them."""
         self._check_room(num_tokens + num_steps)
         for position in range(num_tokens, num_tokens + num_steps):
@@ -90,7 +90,7 @@ class DecodeGraphs:
                 self._replays[kind] = self._capture(lambda state=state: self._step(state))
 
     def load(self, state: State) -> State:
-        """Copies a state of the same shapes into the buffers; the next step continues it. Returns it as it
+        """Copy a state of the same shapes into the buffers; the next step continues it. Return it as it
         lies there."""
         for buffer, tensor in zip(self._buffers, state_tensors(state), strict=True):
             buffer.copy_(tensor)
@@ -138,7 +138,7 @@ class DecodeGraphs:
 
 
 def with_num_tokens(state: Any, num_tokens: int) -> Any:
-    """The state on the same tensors, with `num_tokens` in it and in every state inside it."""
+    """Return the state on the same tensors, with `num_tokens` in it and in every state inside it."""
     if isinstance(state, tuple) and hasattr(state, "_fields"):
         items = {field: with_num_tokens(getattr(state, field), num_tokens) for field in state._fields}
         return type(state)(**(items | ({"num_tokens": num_tokens} if "num_tokens" in items else {})))

@@ -159,7 +159,7 @@ class Decoder(SequenceModel):
         return self._decode(token, state, decode)
 
     def step_kind(self, num_tokens: int) -> Hashable:
-        """Those of all mixers."""
+        """Return the kinds of all mixers' steps."""
         return tuple(mixer.step_kind(num_tokens) for block in self.blocks for mixer in block.mixers)
 
     def decode_at(self, token: Tensor, state: DecoderState, position: Tensor) -> tuple[Tensor, DecoderState]:

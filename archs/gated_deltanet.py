@@ -116,7 +116,8 @@ class GatedDeltaNet(Mixer):
         return qkv, gate, (-torch.exp(self.A_log.to(dtype)) * step, b.to(dtype).sigmoid())
 
     def _heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The convolution's output -> q, k (..., H, K), of unit length but for q's scale, v (..., H, V)."""
+        """Split the convolution's output into q, k (..., H, K), of unit length but for q's scale, v (..., H,
+        V)."""
         qk, v = F.silu(qkv).split((2 * self.num_heads * self.head_width, self.gate_channels), dim=-1)
         q, k = unit_length(qk.unflatten(-1, (2, self.num_heads, -1))).unbind(-3)
         return q * self.head_width**-0.5, k, v.unflatten(-1, (self.num_heads, -1))
@@ -157,7 +158,7 @@ class GatedDeltaNet(Mixer):
         return self._output(o, gate), GatedDeltaNetState(tail, state.memory, state.num_tokens + 1)
 
     def step_kind(self, num_tokens: int) -> int:
-        """Every step is alike."""
+        """Return 0: every step does the same work."""
         del num_tokens
         return 0
 
@@ -169,7 +170,7 @@ class GatedDeltaNet(Mixer):
         return elements * dtype.itemsize + self.conv1d.tail_bytes(batch_size)
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """A token: projections 2 weights each, 2 D H (2 K + 2 V + 2) + 2 H V D; convolution
+        """Count per token: projections 2 weights each, 2 D H (2 K + 2 V + 2) + 2 H V D; convolution
         2 W H (2 K + V). Prefill, a chunk of Q tokens and head: products of keys and of queries with keys
         4 Q^2 K, the inverse applied to keys and values 2 Q^2 (K + V), scores times values 2 Q^2 V, the
         state read and written 6 Q K V; the last chunk may be shorter. Scan rule, likewise: Q^3 for the

@@ -55,7 +55,7 @@ class AnswerScores(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to draw a token. The filters apply in this order.
+    """Settings for drawing a token. The filters apply in this order.
 
     temperature: what the logits are divided by.
     top_k:       keep the k most probable tokens, and those as probable as the last of them.

@@ -15,7 +15,7 @@ from archs.ops.elementwise import rms_norm
 
 
 def undecayed(values: Tensor) -> nn.Parameter:
-    """A parameter that training leaves out of weight decay: a gain, bias or rate that has the shape of
+    """Return a parameter that training leaves out of weight decay: a gain, bias or rate that has the shape of
     a matrix because heads have their own."""
     parameter = nn.Parameter(values)
     parameter.is_decayed = False  # type: ignore[attr-defined]
@@ -74,14 +74,15 @@ def rotary(x: Tensor, positions: Tensor, *, theta: float, is_interleaved: bool =
 
 
 def rotary_table(positions: Tensor, width: int, *, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of `rotary`, (T, 1, width / 2) each, for what is rotated by the same positions."""
+    """Return cosines and sines of `rotary`, (T, 1, width / 2) each, for what is rotated by the same
+    positions."""
     exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float64) / width
     angles = positions.to(torch.float64)[:, None] * theta**-exponents  # (T, K/2)
     return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor], *, is_interleaved: bool = False) -> Tensor:
-    """As `rotary`, by a table of `rotary_table`."""
+    """Rotate as `rotary`, by a table of `rotary_table`."""
     cos, sin = table
     if is_interleaved:
         # A pair as a complex number: one product, where the halves of pairs are slow to reach on a CPU.
@@ -117,7 +118,7 @@ class CausalConvolution(nn.Module):
         return y[:, :, 0].transpose(1, 2)
 
     def init_tail(self, batch_size: int) -> Tensor:
-        """Zeros (B, D, W)."""
+        """Return zeros (B, D, W)."""
         weight = self.conv.weight
         return weight.new_zeros(batch_size, weight.shape[0], self.width)
 
@@ -134,7 +135,7 @@ class CausalConvolution(nn.Module):
         return (y if self.conv.bias is None else y + self.conv.bias), tail
 
     def tail_bytes(self, batch_size: int) -> int:
-        """Bytes of the tail: B D W elements of the parameters' dtype."""
+        """Return the bytes of the tail: B D W elements of the parameters' dtype."""
         weight = self.conv.weight
         return batch_size * weight.shape[0] * self.width * weight.element_size()
 
@@ -174,7 +175,7 @@ class ShortConvolution(Mixer):
         return y, ConvolutionState(tail, state.num_tokens + 1)
 
     def step_kind(self, num_tokens: int) -> int:
-        """Every step is alike."""
+        """Return 0: every step does the same work."""
         del num_tokens
         return 0
 

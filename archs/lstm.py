@@ -75,7 +75,7 @@ class LSTM(Mixer):
         return LSTMState(hidden.to(dtype), cell.to(dtype), state.num_tokens + num_tokens)
 
     def step_kind(self, num_tokens: int) -> int:
-        """Every step is alike."""
+        """Return 0: every step does the same work."""
         del num_tokens
         return 0
 
@@ -85,8 +85,8 @@ class LSTM(Mixer):
         return 2 * batch_size * self.hidden_width * dtype.itemsize
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """A token: 8 (D + M) M for the gates, M the hidden width, and 2 D M for the projection if there
-        is one. Scan rule: 9 M elementwise (five nonlinearities, three products, one sum)."""
+        """Count per token: 8 (D + M) M for the gates, M the hidden width, and 2 D M for the projection if
+        there is one. Scan rule: 9 M elementwise (five nonlinearities, three products, one sum)."""
         num_tokens = context_tokens if phase == "prefill" else 1
         matrices = [self.lstm.weight_ih_l0, self.lstm.weight_hh_l0, *self.o_proj.parameters()]
         return Flops(

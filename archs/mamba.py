@@ -120,7 +120,7 @@ class Mamba(Mixer):
             self.x_proj.weight[dt_rank:] *= start_maps
 
     def _scan_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The activated convolution's output (..., D) -> dt (..., D), A (D, N), B and C (..., N)."""
+        """Project the activated convolution's output (..., D) to dt (..., D), A (D, N), B and C (..., N)."""
         dt, B, C = self.x_proj(x).split((self.dt_rank, self.state_width, self.state_width), dim=-1)
         # The bias is added in the state's precision: in bfloat16 it would move dt by a percent.
         dtype = accumulation_dtype(x.dtype)
@@ -159,7 +159,7 @@ class Mamba(Mixer):
         return self.out_proj(y * F.silu(gate)), MambaState(tail, state.hidden, state.num_tokens + 1)
 
     def step_kind(self, num_tokens: int) -> int:
-        """Every step is alike."""
+        """Return 0: every step does the same work."""
         del num_tokens
         return 0
 
@@ -168,7 +168,7 @@ class Mamba(Mixer):
         return _state_bytes(self.conv1d, batch_size, self.A_log.numel())
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """A token: projections 2 weights each, 6 d D + 2 D (r + 2N) + 2 r D; convolution 2 W D;
+        """Count per token: projections 2 weights each, 6 d D + 2 D (r + 2N) + 2 r D; convolution 2 W D;
         readout C h, a product, 2 D N. Scan rule, 7 D N: dt A and its exponential 2, the input 2, the
         multiply-add 2, the shared rest 1. So 9 D N for the recurrence in all."""
         num_tokens = context_tokens if phase == "prefill" else 1
@@ -270,7 +270,7 @@ class Mamba2(Mixer):
         return x, dt, -torch.exp(self.A_log.to(dtype)), B, C
 
     def _output(self, y: Tensor, gate: Tensor) -> Tensor:
-        """The gated norm, over each norm group's channels, and the output projection; y (..., H, P)."""
+        """Apply the gated norm, over each norm group's channels, and the output projection; y (..., H, P)."""
         y = (y.flatten(-2) * F.silu(gate)).unflatten(-1, (self.num_norm_groups, -1))
         y = rms_norm(y, None, eps=self.norm.eps).flatten(-2) * self.norm.weight
         return self.out_proj(y)
@@ -307,7 +307,7 @@ class Mamba2(Mixer):
         return self._output(y, gate), MambaState(tail, state.hidden, state.num_tokens + 1)
 
     def step_kind(self, num_tokens: int) -> int:
-        """Every step is alike."""
+        """Return 0: every step does the same work."""
         del num_tokens
         return 0
 
@@ -316,7 +316,7 @@ class Mamba2(Mixer):
         return _state_bytes(self.conv1d, batch_size, self.inner_width * self.state_width)
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """A token: projections 2d (2D + 2 G N + H) + 2 D d; convolution 2 W (D + 2 G N). A chunk of
+        """Count per token: projections 2d (2D + 2 G N + H) + 2 D d; convolution 2 W (D + 2 G N). A chunk of
         Q tokens, prefill: C B' 2 Q^2 N G, its product with x 2 Q^2 D, states in and out 4 Q N D;
         the last chunk may be shorter. Scan rule: 3 Q^2 H a chunk for the decays between its tokens
         and 2 N D for carrying the state. Decode: readout 2 N D, and 4 N D scan for the update."""

@@ -95,7 +95,7 @@ class SlidingWindowAttention(Mixer):
         self.persistent_values = nn.Parameter(0.02 * torch.randn(shape)) if has_persistent else None
 
     def _persistent(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """The persistent keys and values, (B, P, H', K) each."""
+        """Return the persistent keys and values, (B, P, H', K) each."""
         if self.persistent_keys is None or self.persistent_values is None:
             empty = self.k_proj.weight.new_empty(batch_size, 0, self.num_kv_heads, self.head_width)
             return empty, empty
@@ -114,7 +114,7 @@ class SlidingWindowAttention(Mixer):
         return torch.cat((rotary(moving, positions, theta=self.rope_theta), still), dim=-1)
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, window_tokens: int | None) -> Tensor:
-        """Queries (B, C, H, K) against persistent keys, then the text's in order -> (B, C, D)."""
+        """Attend with queries (B, C, H, K) to persistent keys, then the text's in order -> (B, C, D)."""
         y = attention(
             q,
             keys,
@@ -174,7 +174,7 @@ class SlidingWindowAttention(Mixer):
         return y[:, 0], state._replace(num_tokens=state.num_tokens + 1)
 
     def step_kind(self, num_tokens: int) -> int:
-        """Every step is alike."""
+        """Return 0: every step does the same work."""
         del num_tokens
         return 0
 
@@ -210,14 +210,14 @@ class SlidingWindowAttention(Mixer):
         return *self._heads(qkv, positions), slots
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
-        """Keys and values of the persistent tokens and the window, and the tails."""
+        """Return the bytes of keys and values of the persistent tokens and the window, and the tails."""
         weight = self.k_proj.weight
         num_keys = self.num_persistent_tokens + self._num_slots(context_tokens)
         cache = 2 * batch_size * num_keys * weight.shape[0] * weight.element_size()
         return cache + sum(conv.tail_bytes(batch_size) for conv in self.convs)
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """Projections 2 (2 D H K + 2 D d_kv) a token; 4 H K a query-key pair, at most
+        """Count 2 (2 D H K + 2 D d_kv) per token for projections; 4 H K per query-key pair, at most
         window_tokens + num_persistent_tokens pairs a token."""
         window = self._num_slots(context_tokens)
         if phase == "prefill":

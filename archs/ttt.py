@@ -32,7 +32,7 @@ class TTTState(NamedTuple):
 
 
 class TTTMixer(Mixer):
-    """What both layers share: projections, rotary positions modulo the mini-batch, the learned step
+    """The part that both layers share: projections, rotary positions modulo the mini-batch, the learned step
     size and the output norm.
 
     mini_batch_tokens: tokens whose inner gradients are taken at the same weights, b.
@@ -91,15 +91,15 @@ class TTTMixer(Mixer):
 
     @abstractmethod
     def _inner_weights(self) -> tuple[Tensor, ...]:
-        """The learned start of the inner model, (H, in + 1, out) a layer with the bias last."""
+        """Return the learned start of the inner model, (H, in + 1, out) per layer with the bias last."""
 
     @abstractmethod
     def _inner_products(self, num_tokens: int, is_whole: bool) -> float:
-        """FLOPs a token and head of the inner model's products, for mini-batches of num_tokens in
+        """Return FLOPs per token and head of the inner model's products, for mini-batches of num_tokens in
         one call; `is_whole` where these fill the mini-batch, so that no gradient stays open."""
 
     def set_training_progress(self, fraction: float) -> None:
-        """Warms base_lr up, linearly from base_lr_start, over the outer learning rate's warm-up
+        """Warm base_lr up, linearly from base_lr_start, over the outer learning rate's warm-up
         (arXiv 2407.04620, appendix C). `fraction` of that warm-up is done; a trainer calls it before
         each step. The scale is not saved: a loaded model uses the full base_lr."""
         if self.base_lr_start is not None:
@@ -173,8 +173,8 @@ class TTTMixer(Mixer):
         return y[:, 0], state
 
     def step_kind(self, num_tokens: int) -> int:
-        """The place in the mini-batch: rotary positions and token scales differ, and the last token's step
-        moves the weights."""
+        """Return the place in the mini-batch: rotary positions and token scales differ, and the last token's
+        step moves the weights."""
         return num_tokens % self.mini_batch_tokens
 
     def _convs(self) -> tuple[CausalConvolution, ...]:
@@ -192,9 +192,9 @@ class TTTMixer(Mixer):
         return 2 * batch_size * self._num_inner_weights() * element_size + tails
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """A token: 2 D^2 a projection, 2 D H the step size, the convolutions, and the inner products,
-        which differ between whole mini-batches and a part of one. scan: decode adds the open gradient
-        to the weights once a mini-batch, 2 FLOPs a weight. Norms and GELU are not counted."""
+        """Count per token: 2 D^2 per projection, 2 D H the step size, the convolutions, and the inner
+        products, which differ between whole mini-batches and a part of one. scan: decode adds the open
+        gradient to the weights once a mini-batch, 2 FLOPs a weight. Norms and GELU are not counted."""
         d_model = self.q_proj.weight.shape[0]
         num_projections = 3 + (self.k_proj is not None) + (self.g_proj is not None)
         outer = 2.0 * d_model * (d_model * num_projections + self.num_heads)
@@ -300,7 +300,7 @@ class TTTMLP(TTTMixer):
         return torch.cat((self.W1, self.b1), dim=1), torch.cat((self.W2, self.b2), dim=1)
 
     def _inner_products(self, num_tokens: int, is_whole: bool) -> float:
-        """As TTTLinear's for both layers, with the gradient's way back through W2, 2 x 4 K^2."""
+        """Count as TTTLinear for both layers, with the gradient's way back through W2, 2 x 4 K^2."""
         width, hidden = self.head_width, 4 * self.head_width
         num_products = 3 if is_whole else 4
         layers = num_products * ((width + 1) * hidden + (hidden + 1) * width) + hidden * width

@@ -91,7 +91,7 @@ class Published:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, ours: str) -> str:
-        """The published name of one of our parameters."""
+        """Return the published name of one of our parameters."""
         parts = ours.split(".")
         layer = parts[1] if parts[0] == "blocks" else ""
         for beginning, published in self.names.items():
@@ -102,7 +102,7 @@ class Published:
 
 
 def read_published(values: Mapping[str, Any]) -> Published:
-    """The settings of a config.json, by its model_type, or in state-spaces' layout, which has none.
+    """Return the settings of a config.json, by its model_type, or in state-spaces' layout, which has none.
 
     Raises ValueError with one sentence."""
     settings = Settings(values)
@@ -119,7 +119,7 @@ def read_published(values: Mapping[str, Any]) -> Published:
 
 
 def _frame(settings: Settings, *, is_tied: bool, norm_eps: str, default_eps: float) -> dict[str, Any]:
-    """The Decoder's own settings, but for the feed-forward; `is_tied` is the default of tying."""
+    """Return the Decoder's own settings, except the feed-forward's; `is_tied` is the default of tying."""
     eps = settings.number(norm_eps, default_eps)
     if eps < 0:
         raise ValueError(f"{norm_eps}={eps} must not be negative")
@@ -158,7 +158,7 @@ def _rope_theta(settings: Settings) -> float:
 
 
 def _active_window(settings: Settings, default: int, default_positions: int) -> int | None:
-    """The tokens of a sliding window that is narrower than the positions the model is made for, else
+    """Return the tokens of a sliding window that is narrower than the positions the model is made for, else
     None."""
     if settings.values.get("sliding_window", default) is None:
         return None
@@ -244,8 +244,8 @@ def _mamba(settings: Settings) -> Published:
 
 
 def _mamba2(settings: Settings) -> Published:
-    """Its gated norm is over the whole inner width whatever n_groups is, as transformers evaluates it;
-    state-spaces' own code norms each group for itself."""
+    """Return the Decoder of Mamba-2. Its gated norm is over the whole inner width whatever n_groups is, as
+    transformers evaluates it; state-spaces' own code norms each group for itself."""
     settings.expect("hidden_act", SILU, "silu")
     frame = _frame(settings, is_tied=False, norm_eps="layer_norm_epsilon", default_eps=1e-5)
     inner = _inner_width(settings, "expand", frame["d_model"])
@@ -299,7 +299,7 @@ def _ttt(settings: Settings) -> Published:
 
 
 def _state_spaces(settings: Settings) -> Published:
-    """The layout of state-spaces/mamba: the layer's settings in ssm_cfg, by the constructors' names."""
+    """Read the layout of state-spaces/mamba: the layer's settings in ssm_cfg, by the constructors' names."""
     for name, supported in (("d_intermediate", 0), ("attn_layer_idx", []), ("rms_norm", True)):
         settings.expect(name, (supported, None) if name == "attn_layer_idx" else (supported,), supported)
     ssm = settings.section("ssm_cfg")

@@ -20,8 +20,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 @cache
 def local_folder(path: str) -> Path:
-    """The folder itself, or that of hub:OWNER/NAME or hub:OWNER/NAME@REVISION in the hub's cache, fetched
-    where it is not there. Raises ValueError where the hub or its package is out of reach."""
+    """Return the folder itself, or that of hub:OWNER/NAME or hub:OWNER/NAME@REVISION in the hub's cache,
+    fetched where it is not there. Raises ValueError where the hub or its package is out of reach."""
     if not path.startswith(HUB):
         return Path(path).expanduser().absolute()
     try:
@@ -45,7 +45,7 @@ def local_folder(path: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises ValueError, one sentence, where there is none."""
+    """Return the object in a JSON file; raises ValueError, one sentence, where there is none."""
     try:
         # Some releases of transformers write an infinity as {"__float__": "Infinity"}.
         values = json.loads(
@@ -126,5 +126,5 @@ def read_tensors(path: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str, T
 
 
 def one_line(error: Exception) -> str:
-    """An error's text without line breaks and without its last full stop."""
+    """Return an error's text without line breaks and without its last full stop."""
     return " ".join(str(error).split()).rstrip(".")

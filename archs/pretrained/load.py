@@ -32,7 +32,7 @@ DERIVED = ".rotary_emb.inv_freq"
 def load_pretrained(
     folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Decoder:
-    """The model of a published checkpoint, in eval mode on `device` in `dtype`.
+    """Return the model of a published checkpoint, in eval mode on `device` in `dtype`.
 
     folder: holds config.json and model.safetensors, or shards with model.safetensors.index.json. The
             architecture is that of config.json's model_type (llama, mistral, qwen2, mamba, mamba2, ttt),
@@ -66,7 +66,7 @@ def load_pretrained(
 
 
 def pretrained_model(*, path: str, vocab_size: int, implementation: Mapping[str, str]) -> Decoder:
-    """The model of conf/arch/pretrained.yaml, built on torch's default device.
+    """Return the model of conf/arch/pretrained.yaml, built on torch's default device.
 
     path:           a folder, or hub:OWNER/NAME or hub:OWNER/NAME@REVISION on the Hugging Face hub.
     vocab_size:     of the data; must be the model's own, for a token is a row of its embedding.
@@ -154,7 +154,7 @@ def _are_equal(files: Mapping[str, Path], first: str, second: str) -> bool:
 
 
 def _put(model: Decoder, name: str, tensor: Tensor) -> None:
-    """Sets a parameter, keeping what training knows of it (`archs.layers.undecayed`)."""
+    """Set a parameter, keeping what training knows of it (`archs.layers.undecayed`)."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     parameter = nn.Parameter(tensor)

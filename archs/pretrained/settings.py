@@ -17,7 +17,7 @@ class Settings:
         self.values, self.prefix = values, prefix
 
     def whole(self, name: str, default: Any = REQUIRED) -> Any:
-        """A whole number; None only as a default, and where the value is null and has a default."""
+        """Return a whole number; None only as a default, and where the value is null and has a default."""
         return self._read(
             name, default, "a whole number below 2^31", lambda v: isinstance(v, int) and abs(v) < 2**31
         )
@@ -43,12 +43,12 @@ class Settings:
         return self._read(name, default, "two numbers", is_range)
 
     def section(self, name: str) -> Settings:
-        """A mapping, empty where it is null or not there."""
+        """Return a mapping, empty where it is null or not there."""
         value = self._read(name, None, "a mapping", lambda v: isinstance(v, Mapping))
         return Settings({} if value is None else value, f"{self.prefix}{name}.")
 
     def expect(self, name: str, supported: tuple[Any, ...], default: Any) -> None:
-        """Refuses every value but those supported."""
+        """Refuse every value except the supported ones."""
         value = self.values.get(name, default)
         if not any(value == known and type(value) is type(known) for known in supported):
             choices = " or ".join("null" if known is None else repr(known) for known in supported)

@@ -47,7 +47,7 @@ class _FullRoom:
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Appends (B, H', C, K); the keys and values of all tokens so far."""
+        """Append (B, H', C, K); return the keys and values of all tokens so far."""
         first, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
         for room, new in zip(self.room, (key_states, value_states), strict=True):
             room[:, :, first:stop] = new
@@ -62,7 +62,7 @@ class _SlidingRoom:
     values: Tensor
 
     def lend(self, keys: Tensor, values: Tensor, num_tokens: int) -> None:
-        """As `_FullRoom.lend`; the slots are filled from the front and then hold the last tokens."""
+        """Do as `_FullRoom.lend`; the slots are filled from the front and then hold the last tokens."""
         self.room, self.cumulative_length = (keys, values), num_tokens
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.keys, self.values = keys[:, :, :num_tokens], values[:, :, :num_tokens]
@@ -70,7 +70,7 @@ class _SlidingRoom:
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Appends (B, H', C, K); the keys and values that the new tokens may see."""
+        """Append (B, H', C, K); return the keys and values that the new tokens may see."""
         seen = super().update(key_states, value_states, *args, **kwargs)
         num_kept = self.keys.shape[2]
         for room, kept in zip(self.room, (self.keys, self.values), strict=True):
@@ -115,7 +115,7 @@ class Buffer(NamedTuple):
 
 
 class LayerLayout(NamedTuple):
-    """What one layer of a cache holds.
+    """The tensors that one layer of a cache holds.
 
     key_shape, value_shape: (H', K), None where it attends to nothing. window: None for full attention.
     convolutions, recurrent: the tails and states of a recurrent layer.
@@ -130,11 +130,11 @@ class LayerLayout(NamedTuple):
     recurrent: tuple[Buffer, ...]
 
     def slots(self, context_tokens: int) -> int:
-        """Tokens whose keys and values are kept."""
+        """Return how many tokens' keys and values are kept."""
         return context_tokens if self.window is None else min(context_tokens, self.window - 1)
 
     def empty(self, batch_size: int, context_tokens: int, device: torch.device) -> LayerTensors:
-        """Zeros: keys, values (B, H', slots, K), then the convolutions' tails, then the states."""
+        """Return zeros: keys, values (B, H', slots, K), then the convolutions' tails, then the states."""
         shapes: list[tuple[tuple[int, ...], torch.dtype]] = []
         if self.key_shape is not None and self.value_shape is not None and self.dtype is not None:
             slots = self.slots(context_tokens)
@@ -144,7 +144,7 @@ class LayerLayout(NamedTuple):
         return tuple(torch.zeros(batch_size, *shape, dtype=dtype, device=device) for shape, dtype in shapes)
 
     def restore(self, tensors: LayerTensors, num_tokens: int) -> Any:
-        """The cache's layer after `num_tokens` tokens; what was `empty` is left for it to begin."""
+        """Return the cache's layer after `num_tokens` tokens; what was `empty` is left for it to begin."""
         options: dict[str, Any] = {} if self.window is None else {"sliding_window": self.window}
         if issubclass(self.kind, LinearAttentionCacheLayerMixin):
             indices = {buffer.index for buffer in (*self.convolutions, *self.recurrent)}
@@ -166,7 +166,7 @@ class LayerLayout(NamedTuple):
         return layer
 
     def collect(self, layer: Any) -> LayerTensors:
-        """The tensors of a layer that has read something, in the order of `empty`."""
+        """Return the tensors of a layer that has read something, in the order of `empty`."""
         attention = () if self.key_shape is None else layer.room
         tails = (layer.conv_states[buffer.index] for buffer in self.convolutions)
         states = (layer.recurrent_states[buffer.index] for buffer in self.recurrent)
@@ -182,12 +182,13 @@ def restore(layouts: tuple[LayerLayout, ...], layers: tuple[LayerTensors, ...], 
 
 
 def collect(layouts: tuple[LayerLayout, ...], cache: Cache) -> tuple[LayerTensors, ...]:
-    """A state's tensors, after the model has read something."""
+    """Return a state's tensors, after the model has read something."""
     return tuple(layout.collect(layer) for layout, layer in zip(layouts, cache.layers, strict=True))
 
 
 def probe(config: Any, read_one_token: Callable[[Cache], object]) -> tuple[LayerLayout, ...]:
-    """What a model's cache holds. `read_one_token` runs one token, batch 1, through the model and cache.
+    """Return the layout of a model's cache. `read_one_token` runs one token, batch 1, through the model and
+    cache.
 
     Raises ValueError where a layer is of a kind that no rule is known for."""
     cache = DynamicCache(config=config)

@@ -17,7 +17,7 @@ from archs.pretrained.transformers_model import HuggingFaceModel
 
 
 def huggingface_model(*, path: str, vocab_size: int, implementation: Mapping[str, str]) -> HuggingFaceModel:
-    """The model of conf/arch/huggingface.yaml, in float32 on torch's default device.
+    """Return the model of conf/arch/huggingface.yaml, in float32 on torch's default device.
 
     path:           a folder with config.json and safetensors files, or hub:OWNER/NAME or
                     hub:OWNER/NAME@REVISION on the Hugging Face hub.
@@ -96,7 +96,7 @@ def _load(folder: Path, values: Mapping[str, Any]) -> nn.Module:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps progress bars and advice of transformers off the terminal while a model is built."""
+    """Keep progress bars and advice of transformers off the terminal while a model is built."""
     logging = importlib.import_module("transformers.utils.logging")
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

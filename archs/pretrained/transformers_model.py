@@ -64,7 +64,7 @@ class HuggingFaceModel(SequenceModel):
 
     @property
     def implementation(self) -> str:
-        """The name of the attention's implementation."""
+        """Return the name of the attention's implementation."""
         return self._implementation
 
     @implementation.setter
@@ -118,8 +118,8 @@ class HuggingFaceModel(SequenceModel):
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """A token: 2 a weight of every linear layer and convolution, of a mixture's experts as many as
-        answer a token; the head's for one position, or for all where the model cannot leave them out.
+        """Count per token: 2 per weight of every linear layer and convolution, of a mixture's experts as many
+        as answer a token; the head's for one position, or for all where the model cannot leave them out.
         Attention: 2 H (K + K_v) a query-key pair. A recurrent layer, an element of its state: readout 2,
         and scan 4 (decay and input's product, multiply-add), 3 more where every element has a decay of its
         own (A_log), as in Mamba: what its recurrence does, whatever form the model computes it in."""
@@ -159,7 +159,7 @@ class HuggingFaceModel(SequenceModel):
         return total
 
     def _layout(self) -> tuple[Any, ...]:
-        """The cache's layout in the parameters' dtype and on their device; found out once for each."""
+        """Return the cache's layout in the parameters' dtype and on their device, found once for each."""
         from archs.pretrained.transformers_cache import probe
 
         parameter = next(self.parameters())

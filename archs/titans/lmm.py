@@ -84,7 +84,7 @@ class TitansLMM(Mixer):
         return y[:, 0], state
 
     def step_kind(self, num_tokens: int) -> int:
-        """The place in the chunk, whose first and last tokens' steps keep the weights."""
+        """Return the place in the chunk, whose first and last tokens' steps keep the weights."""
         return num_tokens % self.memory.chunk_tokens
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
@@ -94,7 +94,7 @@ class TitansLMM(Mixer):
         return 3 * self.memory.weight_bytes(batch_size) + tails
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """NeuralMemory's, and 4 D^2 a token for gate and output."""
+        """Count NeuralMemory's, and 4 D^2 per token for gate and output."""
         num_tokens = context_tokens if phase == "prefill" else 1
         outer = 2.0 * (self.gate_proj.weight.numel() + self.o_proj.weight.numel())
         return Flops(matmul=self.memory.flops(context_tokens, phase) + num_tokens * outer)

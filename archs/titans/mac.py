@@ -121,7 +121,7 @@ class TitansMAC(Mixer):
         self.gate = MemoryGate(d_model=d_model, norm_eps=norm_eps)
 
     def _pieces(self, x: Tensor, state: MACState) -> list[_Piece]:
-        """The next tokens (B, T, D), cut where segments end. Updates the tails of attention and of the
+        """Read the next tokens (B, T, D), cut where segments end. Updates the tails of attention and of the
         retrieval in place."""
         num_tokens, offset = x.shape[1], state.num_tokens % self.segment_tokens
         positions = torch.arange(offset, offset + num_tokens, device=x.device) % self.segment_tokens
@@ -132,7 +132,8 @@ class TitansMAC(Mixer):
         return [_Piece(*part) for part in zip(*parts, strict=True)]
 
     def _piece(self, x: Tensor, state: MACState, positions: Tensor) -> _Piece:
-        """The next tokens (B, T, D), at `positions` (T,) of their segments. Updates tails as `_pieces`."""
+        """Read the next tokens (B, T, D), at `positions` (T,) of their segments. Updates tails as
+        `_pieces`."""
         tails = state.tails[:4] or (None,) * 4
         retrieval_q = self.memory.project(0, x, tails[3])
         q, k, v = (projection(x) for projection in self.projections)
@@ -147,7 +148,7 @@ class TitansMAC(Mixer):
     def _segment(
         self, piece: _Piece, past: tuple[Tensor, Tensor], state: MACState
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], MACState]:
-        """Tokens of the open segment, whose keys and values so far are `past` -> what is written and
+        """Read tokens of the open segment, whose keys and values so far are `past` -> what is written and
         the memory's answer, (B, C, D) each; the tokens' keys and values (B, 2 C, H, K), which the
         caller adds to the state's; the state. Updates the memory's tails in place."""
         new = self._entries(piece, state)
@@ -161,7 +162,7 @@ class TitansMAC(Mixer):
         return pair, new, state
 
     def _entries(self, piece: _Piece, state: MACState) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, 2 C, H, K): every token's retrieved and its own."""
+        """Return keys and values (B, 2 C, H, K): every token's retrieved and its own."""
         retrieved = self.retrieved_norm(read(piece.retrieval_q, state.before_segment)).flatten(2)
         retrieved_k, retrieved_v = (
             projection(retrieved).unflatten(-1, (-1, self.head_width)) for projection in self.projections[1:]
@@ -173,7 +174,7 @@ class TitansMAC(Mixer):
     def _write(
         self, piece: _Piece, attended: Tensor, state: MACState
     ) -> tuple[tuple[Tensor, Tensor], MACState]:
-        """As `_segment`, once attention has answered, (B, C, D)."""
+        """Finish `_segment`, once attention has answered, (B, C, D)."""
         y = self.norm(piece.x + attended)
         position = state.num_tokens % self.memory.chunk_tokens
         answer, memory = self.memory.step(y, state.memory, position, state.tails[4:])
@@ -181,7 +182,8 @@ class TitansMAC(Mixer):
         return (y, answer), state
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Queries (B, C, H, K) among the keys (B, S, H, K) where mask (C, S) is True -> (B, C, D)."""
+        """Attend with queries (B, C, H, K) to the keys (B, S, H, K) where mask (C, S) is True -> (B, C,
+        D)."""
         y = segment_attention(q, keys, values, mask, implementation=self.implementation)
         return self.o_proj(y.flatten(2))
 
@@ -278,7 +280,7 @@ class TitansMAC(Mixer):
         return 4 * self.memory.weight_bytes(batch_size) + cache + tails
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """A token: NeuralMemory's, the retrieval's 2 P and 2 D^2, attention's projections 12 D^2
+        """Count per token: NeuralMemory's, the retrieval's 2 P and 2 D^2, attention's projections 12 D^2
         (keys and values twice), the gate 4 D^2; 4 D a query-key pair, of which token i of a
         segment has P + 2 i. A decode step is the last of the segment that `context_tokens` ends in."""
         num_tokens = context_tokens if phase == "prefill" else 1

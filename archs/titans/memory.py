@@ -108,7 +108,7 @@ class NeuralMemory(nn.Module):
     def step(
         self, x: Tensor, memory: NeuralMemoryState, position: int, tails: Sequence[Tensor] | None
     ) -> tuple[Tensor, NeuralMemoryState]:
-        """Writes (B, C, D) and reads it back, (B, C, D): a token sees itself written.
+        """Write (B, C, D) and read it back, (B, C, D): a token sees itself written.
 
         `position` tokens of the open chunk are already written; `tails` are those of q, k and v,
         None at the start of a text whose state nobody keeps."""
@@ -132,7 +132,7 @@ class NeuralMemory(nn.Module):
         return y.flatten(2), memory
 
     def init_memory(self, batch_size: int) -> NeuralMemoryState:
-        """The learned start for every row; differentiable with respect to it."""
+        """Return the learned start for every row; differentiable with respect to it."""
         dtype = accumulation_dtype(self.start[0].dtype)
         start, weights = (
             tuple(w.to(dtype).expand(batch_size, *w.shape).clone() for w in self.start) for _ in range(2)
@@ -144,12 +144,12 @@ class NeuralMemory(nn.Module):
         return tuple(conv.init_tail(batch_size) for conv in self.convs)
 
     def weight_bytes(self, batch_size: int) -> int:
-        """Bytes of one copy of the memory's weights, B H P elements."""
+        """Return the bytes of one copy of the memory's weights, B H P elements."""
         dtype = accumulation_dtype(self.start[0].dtype)
         return batch_size * sum(w.numel() for w in self.start) * dtype.itemsize
 
     def flops_per_token(self, written_together: int) -> float:
-        """Projections, convolutions, gates, and the memory: with P weights a head, P1 of them in
+        """Count projections, convolutions, gates, and the memory: with P weights a head, P1 of them in
         the first layer, and b tokens written together,
         12 P - 2 P1 + 2 b sum(in + out) + 2 b (b + 1) a head.
         Elementwise work is not counted.
@@ -191,7 +191,7 @@ class MemoryGate(nn.Module):
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, y: Tensor, m: Tensor) -> Tensor:
-        """The gate's input, attention's output and the memory's, (..., D) each -> (..., D)."""
+        """Gate attention's output and the memory's by the gate's input, (..., D) each -> (..., D)."""
         gate, y, m = self.gate_proj(x).sigmoid(), self.attention_norm(y), self.memory_norm(m)
         return self.o_proj(m + gate * (y - m))
 

@@ -86,7 +86,7 @@ class _MemoryAndWindow(Mixer):
 
     @abstractmethod
     def _join(self, x: Tensor, memory: Part, window: Part) -> Tensor:
-        """The mixer's output, with the two parts as functions of their inputs."""
+        """Return the mixer's output, with the two parts as functions of their inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._join(x, self.memory, self.window)
@@ -113,18 +113,18 @@ class _MemoryAndWindow(Mixer):
         return self._step(x, state, 1, decode)
 
     def step_kind(self, num_tokens: int) -> Hashable:
-        """Those of both parts."""
+        """Return the kinds of both parts' steps."""
         return self.memory.step_kind(num_tokens), self.window.step_kind(num_tokens)
 
     def decode_at(self, x: Tensor, state: TwoPartState, position: Tensor) -> tuple[Tensor, TwoPartState]:
         return self._step(x, state, 1, decode_at(position))
 
     def state_bytes_at(self, batch_size: int, context_tokens: int) -> int:
-        """The sum of both parts'."""
+        """Return the sum of both parts'."""
         return sum(part.state_bytes_at(batch_size, context_tokens) for part in (self.memory, self.window))
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """The sum of both parts', and MAG's gate."""
+        """Return the sum of both parts', and MAG's gate."""
         total = self.memory.flops(context_tokens, phase).plus(self.window.flops(context_tokens, phase))
         if isinstance(self.joint, MemoryGate):
             num_tokens = context_tokens if phase == "prefill" else 1

@@ -35,7 +35,7 @@ DispatchRule = Literal["pick", "mix"]
 
 
 class Reader(Protocol):
-    """What the first pass reads with; see archs.transformer_squared.model."""
+    """The model that the first pass reads with; see archs.transformer_squared.model."""
 
     def features(self, tokens: Tensor, mixture: Tensor | None = None) -> Tensor: ...
     def features_under(self, tokens: Tensor, vector: Tensor) -> Tensor: ...
@@ -44,7 +44,7 @@ class Reader(Protocol):
 
 
 class Dispatcher(nn.Module):
-    """What the strategies of the module learn, and how they choose.
+    """All that the strategies of the module learn, and their choice.
 
     num_features:           of `pooled_features`. num_multipliers: R.
     strategy:               that dispatching uses where no other is asked for.
@@ -156,7 +156,7 @@ class Dispatcher(nn.Module):
         return torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
 
     def flops(self, model: Reader, prompt_tokens: int, *, head: float, mixing: float) -> Flops:
-        """Of choosing by the dispatcher's own strategy: prefills of prompt and question, with the head's
+        """Count the choice by the dispatcher's own strategy: prefills of prompt and question, with the head's
         product of one position, or with the classifier in its place.
 
         head, mixing: FLOPs of the head's product a position and of mixing the experts a call; under the

@@ -59,14 +59,14 @@ class FewShot:
 
     @property
     def num_elites(self) -> int:
-        """Mixtures that a distribution is fitted to."""
+        """Return how many mixtures a distribution is fitted to."""
         return int(self.elite_share * self.population)
 
 
 def _labelled(
     model: TransformerSquared, samplers: Mapping[str, Sampler], step: int, share: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Prompts of every domain, one in `share` of a batch, and their domains' numbers."""
+    """Return prompts of every domain, one in `share` of a batch, and their domains' numbers."""
     prompts = [batch_of(model, samplers[domain], step)[0] for domain in model.domains]
     prompts = [part[: max(1, len(part) // share)] for part in prompts]
     labels = [part.new_full((len(part),), index) for index, part in enumerate(prompts)]
@@ -77,7 +77,7 @@ def _labelled(
 def dispatch_accuracy(
     model: TransformerSquared, samplers: Mapping[str, Sampler], *, strategy: str, num_batches: int
 ) -> float:
-    """The share of prompts whose own domain a strategy scores highest."""
+    """Return the share of prompts whose own domain a strategy scores highest."""
     right = []
     for step in range(num_batches):
         prompts, labels = _labelled(model, samplers, step)
@@ -86,7 +86,7 @@ def dispatch_accuracy(
 
 
 def train_classifier(model: TransformerSquared, training: Mapping[str, Sampler], *, num_batches: int) -> None:
-    """Fits `model.classifier` to tell the domains' prompts apart by cross-entropy, on features of the
+    """Fit `model.classifier` to tell the domains' prompts apart by cross-entropy, on features of the
     base that are computed once."""
     with torch.no_grad():
         batches = [_labelled(model, training, step) for step in range(num_batches)]
@@ -110,7 +110,7 @@ def train_classification_expert(
     learning_rate: float,
     on_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Trains the expert under which the model is asked for the domain, by the cross-entropy of the domains'
+    """Train the expert under which the model is asked for the domain, by the cross-entropy of the domains'
     letters. A step sees one batch in all, as many prompts of every domain."""
     expert = model.dispatcher.expert.requires_grad_(True)
     optimizer = torch.optim.Adam([expert], lr=learning_rate)
@@ -128,7 +128,7 @@ def train_classification_expert(
 def cross_entropy_method(
     score: Callable[[Tensor], Tensor], num_weights: int, settings: FewShot, generator: torch.Generator
 ) -> Tensor:
-    """The best weights (E,) in [0, 1] that were seen.
+    """Return the best weights (E,) in [0, 1] that were seen.
 
     score: (population, E) -> (population, 2), compared by the first number and where it is equal by the
     second. The start is a normal distribution around 1 / E, half as wide as the interval; samples are
@@ -158,7 +158,7 @@ def few_shot_mixture(
     max_rows: int,
     seed: int,
 ) -> Tensor:
-    """Searches the mixture (E,) under which the model answers the shots best: prompts (S, P), answers (S, A).
+    """Search the mixture (E,) under which the model answers the shots best: prompts (S, P), answers (S, A).
 
     Best is the share of answers that greedy decoding gives exactly, and where that is equal the mean
     log-probability of the answers. max_rows: mixtures times shots of one forward pass, one mixture at

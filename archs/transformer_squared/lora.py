@@ -56,7 +56,7 @@ class LowRankAdapters(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Every adapter back to its start, the same each time."""
+        """Put every adapter back to its start, the same each time."""
         generator = torch.Generator(device="cpu").manual_seed(0)
         for a, b in zip(self.a, self.b, strict=True):
             values = torch.rand(a.shape, generator=generator, device="cpu")
@@ -65,7 +65,7 @@ class LowRankAdapters(nn.Module):
 
     @property
     def num_parameters_each(self) -> int:
-        """Of one adapter."""
+        """Return the parameters of one adapter."""
         return sum(p[0].numel() for p in (*self.a, *self.b))
 
     @property
@@ -101,7 +101,7 @@ class LowRankAdapters(nn.Module):
 
 
 def place(shapes: Sequence[tuple[int, int]], budget: int) -> list[int]:
-    """Which matrices get rank 1 within the budget; see `LowRankAdapters`."""
+    """Choose the matrices that get rank 1 within the budget; see `LowRankAdapters`."""
     picked: list[int] = []
     for kind in PREFERENCE:
         layers = range(kind, len(shapes), MATRICES_OF_A_LAYER)

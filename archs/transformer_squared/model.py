@@ -132,16 +132,16 @@ class TransformerSquared(AdaptiveModel):
 
     @property
     def matrices(self) -> list[SingularLinear]:
-        """The feed-forward matrices, layer by layer: gate, up, down."""
+        """Return the feed-forward matrices, layer by layer: gate, up, down."""
         return [matrix for layer in self.feed_forwards for matrix in layer.matrices]
 
     @property
     def classifier(self) -> nn.Linear:
-        """Of the strategy "classifier"."""
+        """Return the linear map of the strategy "classifier"."""
         return self.dispatcher.classifier
 
     def reset_experts(self) -> None:
-        """Puts every expert back to the base, what dispatches to no opinion, and LoRA to its start."""
+        """Put every expert back to the base, what dispatches to no opinion, and LoRA to its start."""
         start = 1.0 if self.scale == "paper" else PUBLIC_CODE_START
         nn.init.constant_(self.experts, start)
         self.dispatcher.reset(start)
@@ -149,7 +149,7 @@ class TransformerSquared(AdaptiveModel):
 
     @torch.no_grad()
     def load_base(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes a Decoder's `state_dict`, decomposes its feed-forward matrices and resets the experts.
+        """Take a Decoder's `state_dict`, decompose its feed-forward matrices and reset the experts.
 
         Raises ValueError where it is not that of a Decoder of this configuration.
         """
@@ -175,8 +175,8 @@ class TransformerSquared(AdaptiveModel):
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the base, the experts and what the dispatching strategy has learned; a decomposed
-        matrix counts the m n entries it stands for. LoRA is not part of the model."""
+        """Count the weights of the base, the experts and what the dispatching strategy has learned; a
+        decomposed matrix counts the m n entries it stands for. LoRA is not part of the model."""
         base = sum(p.numel() for p in self.base.parameters()) + sum(m.num_entries for m in self.matrices)
         dispatcher = self.dispatcher
         return base + self.experts.numel() + dispatcher.num_parameters_of(dispatcher.strategy)
@@ -234,7 +234,7 @@ class TransformerSquared(AdaptiveModel):
         return self._features(tokens, self._mixed(mixture))
 
     def features_under(self, tokens: Tensor, vector: Tensor) -> Tensor:
-        """As `features`, under one expert vector (R,) that need not be among the experts."""
+        """Return `features` under one expert vector (R,) that need not be among the experts."""
         return self._features(tokens, self._multipliers(vector)[None].expand(tokens.shape[0], -1))
 
     def _features(self, tokens: Tensor, z: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ class TransformerSquared(AdaptiveModel):
         return self.base.head(self.base.norm(x)), state
 
     def step_kind(self, num_tokens: int) -> Hashable:
-        """The base's."""
+        """Return the base's."""
         return self.base.step_kind(num_tokens)
 
     def decode_at(
@@ -294,7 +294,7 @@ class TransformerSquared(AdaptiveModel):
     def _step(
         self, tokens: Tensor, state: TransformerSquaredState, num_tokens: int, advance: Advance
     ) -> tuple[Tensor, TransformerSquaredState]:
-        """The residual stream of tokens (B, C), or of one token (B,)."""
+        """Return the residual stream of tokens (B, C), or of one token (B,)."""
         x, new_states = self.base.embedding(tokens), []
         for block, feed_forward, gains, block_states in zip(
             self.base.blocks,
@@ -319,7 +319,7 @@ class TransformerSquared(AdaptiveModel):
         strategy: str | None = None,
         target: str | None = None,
     ) -> TransformerSquaredState:
-        """The first pass (section 3.2): reads the whole prompt (B, T) and fixes the mixture of every row,
+        """Do the first pass (section 3.2): read the whole prompt (B, T) and fix the mixture of every row,
         by the model's own strategy or by another; see `archs.transformer_squared.dispatch`.
 
         Raises ValueError where `state` is not empty or has another batch size.
@@ -341,7 +341,7 @@ class TransformerSquared(AdaptiveModel):
         return self.base.state_bytes_at(batch_size, context_tokens) + mixture
 
     def flops(self, context_tokens: int, phase: Phase) -> Flops:
-        """The base's, a feed-forward product of 2 m n in factored form, 2 (m + n) r; and 2 E R a call
+        """Count the base's, a feed-forward product of 2 m n in factored form, 2 (m + n) r; and 2 E R a call
         to mix the experts. The first pass is apart, in `dispatch_flops`."""
         num_tokens = context_tokens if phase == "prefill" else 1
         per_token = sum(matrix.flops_per_token() for matrix in self.matrices)
@@ -349,7 +349,7 @@ class TransformerSquared(AdaptiveModel):
         return self.base.flops(context_tokens, phase).plus(Flops(matmul=num_tokens * per_token + mixing))
 
     def dispatch_flops(self, prompt_tokens: int) -> Flops:
-        """The first pass over a prompt, by the model's own strategy."""
+        """Count the first pass over a prompt, by the model's own strategy."""
         head, mixing = 2.0 * self.base.head.weight.numel(), 2.0 * self.experts.numel()
         return self.dispatcher.flops(self, prompt_tokens, head=head, mixing=mixing)
 

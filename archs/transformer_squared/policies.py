@@ -35,11 +35,11 @@ class Policy(ABC):
 
     @abstractmethod
     def _adapted(self) -> AbstractContextManager[None]:
-        """Where prefill and decode run."""
+        """Return a context in which prefill and decode run."""
 
     @abstractmethod
     def _start(self, state: State) -> State:
-        """What an empty state becomes before the first token."""
+        """Return an empty state as it is before the first token."""
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, *, num_tokens: int, generator: torch.Generator) -> Tensor:
@@ -54,12 +54,12 @@ class Policy(ABC):
             ).tokens
 
     def get(self) -> list[Tensor]:
-        """A copy of this domain's parameters."""
+        """Return a copy of this domain's parameters."""
         return [parameter[self.index].detach().clone() for parameter in self.parameters]
 
     @torch.no_grad()
     def put(self, values: list[Tensor]) -> None:
-        """Sets this domain's parameters."""
+        """Set this domain's parameters."""
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter[self.index] = value
 

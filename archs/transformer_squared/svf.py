@@ -52,7 +52,7 @@ class SingularLinear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone())
 
     def load_matrix(self, weight: Tensor) -> None:
-        """Takes the factors of another matrix (m, n); raises ValueError where the shape differs."""
+        """Take the factors of another matrix (m, n); raises ValueError where the shape differs."""
         if tuple(weight.shape) != self.shape:
             raise ValueError(f"the base's matrix has shape {tuple(weight.shape)} instead of {self.shape}")
         for buffer, factor in zip((self.u, self.s, self.vh), decompose(weight), strict=True):
@@ -65,7 +65,7 @@ class SingularLinear(nn.Module):
 
     @property
     def num_entries(self) -> int:
-        """Of the matrix and its bias: m n, or m n + m."""
+        """Return the weights of the matrix and its bias: m n, or m n + m."""
         return self.u.shape[0] * self.vh.shape[1] + (0 if self.bias is None else self.bias.numel())
 
     def forward(self, x: Tensor, gain: Tensor) -> Tensor:

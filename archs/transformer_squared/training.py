@@ -24,7 +24,7 @@ Method = Literal["reinforce", "fine_tuning"]
 
 
 class ExpertHistory(NamedTuple):
-    """What one domain's training did. Rewards are means and lie between -1 and 1.
+    """The course of one domain's training. Rewards are means and lie between -1 and 1.
 
     sampled_rewards:    of REINFORCE's sampled answers, one number a step; empty for fine-tuning.
     validation_rewards: (step, expected reward) in order; step 0 is the base.
@@ -39,18 +39,18 @@ class ExpertHistory(NamedTuple):
 
     @property
     def reward_before(self) -> float:
-        """Of the base on the validation batches."""
+        """Return the base's reward on the validation batches."""
         return self.validation_rewards[0][1]
 
     @property
     def reward_after(self) -> float:
-        """Of what was kept, on the same validation batches that it was chosen on."""
+        """Return the kept parameters' reward, on the validation batches that chose them."""
         return max(reward for _, reward in self.validation_rewards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning(ABC):
-    """How one domain's parameters are trained: Adam at a constant rate.
+    """Settings for training one domain's parameters: Adam at a constant rate.
 
     gradient_clip:          of the gradient's norm. It is no limit on Adam's step, which no scale changes.
     evaluate_every:         steps between two looks at the validation batches; what did best there is kept,
@@ -150,7 +150,7 @@ def policy_loss(
 
 
 def batch_of(model: TransformerSquared, sampler: Sampler, step: int) -> tuple[Tensor, Tensor]:
-    """A sampler's batch on the model's device."""
+    """Return a sampler's batch on the model's device."""
     prompts, answers = sampler(step)
     return prompts.to(model.experts.device), answers.to(model.experts.device)
 
@@ -177,7 +177,7 @@ def tune(
     seed: int,
     on_step: Callable[[str, int], None] | None = None,
 ) -> ExpertHistory:
-    """Trains one domain's parameters in place and keeps the best of the evaluations, the start
+    """Train one domain's parameters in place and keep the best of the evaluations, the start
     included. Arguments as `train_experts`."""
     generator = torch.Generator(policy.model.experts.device).manual_seed(seed)
     parameters = policy.parameters
@@ -224,7 +224,7 @@ def train_experts(
     seed: int = 0,
     on_step: Callable[[str, int], None] | None = None,
 ) -> dict[str, ExpertHistory]:
-    """Trains one expert a domain, or what else `policy_type` tunes; the base stays as it is.
+    """Train one expert per domain, or what else `policy_type` tunes; the base stays as it is.
 
     training, validation: samplers by domain, for the model's domains; their tensors may be on any device.
     on_step:              called with (domain, step) after each step.
