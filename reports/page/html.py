@@ -11,38 +11,24 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from reports.draw.curves import loss_by_context, loss_by_position, needle_by_context, needle_log_probability
 from reports.draw.style import Picture
-from reports.draw.table import Table, failures_table, ranking_table
+from reports.draw.table import Table
 from reports.results.load import ReportError, Results, load
 from reports.results.ranking import Ranking, make_ranking
-from reports.sections.cost.cost import (
-    cost_curves,
-    crossover_table,
-    dispatch_table,
-    latency_cells_table,
-)
-from reports.sections.cost.quality_against_cost import cost_figure, scatter_figures
+from reports.sections.cost.cost import cost_curves, cost_figure, crossover_table, latency_cells_table
+from reports.sections.cost.dispatch import dispatch_table
+from reports.sections.cost.quality_against_cost import scatter_figures
+from reports.sections.failures import failures_table
+from reports.sections.provenance import commands, environment_table, experiment_names, jobs, warnings
+from reports.sections.quality.loss import domains_table, loss_by_context, loss_by_position, perplexity_table
+from reports.sections.quality.needle import needle_by_context, needle_log_probability, needle_table
 from reports.sections.quality.needle_heat_maps import COLOUR_MAP, heat_map_figure, heat_map_panels, make_grids
-from reports.sections.quality.tables import (
-    domains_table,
-    learning_rate_table,
-    needle_table,
-    perplexity_table,
-    training_table,
-)
-from reports.sections.summary import (
-    commands,
-    environment_table,
-    experiment_names,
-    findings,
-    jobs,
-    summary,
-    warnings,
-)
+from reports.sections.ranking import ranking_notes, ranking_table
+from reports.sections.summary import findings, summary
 from reports.sections.training.adaptation import adaptation_table, has_experts, mixtures_table, tuning_table
 from reports.sections.training.experts import HINT, experts_table
-from reports.sections.training.training_figures import learning_rate_figure, training_figures
+from reports.sections.training.learning_rate_search import learning_rate_figure, learning_rate_table
+from reports.sections.training.training import training_figures, training_table
 
 
 @dataclass(kw_only=True)
@@ -107,31 +93,13 @@ def _page(results: Results, output: Path) -> str:
         commands=commands(results),
         environment=environment_table(results),
         ranking=ranking_table(ranking),
-        ranking_notes=_ranking_notes(results),
+        ranking_notes=ranking_notes(results),
         sections=_sections(results, ranking, output),
         failures=failures_table(results),
         damaged_lines=results.damaged_lines,
         jobs=jobs(results),
         scale=[to_hex(colours(step / 10)) for step in range(11)],
     )
-
-
-def _ranking_notes(results: Results) -> list[str]:
-    notes = [
-        "Order: bits per byte at the longest context that every architecture was given, lowest first; those "
-        "without a number there come last. No other column affects it.",
-        "Intervals: bits per byte by a 95% bootstrap over documents, needle by Wilson’s 95% over examples. "
-        "“Behind the first” compares the two models document by document, which is sharper than "
-        "comparing their intervals: where its interval holds 0, these documents do not tell them apart.",
-        "Prefill and decode are medians at the longest context that every architecture has a time for, so "
-        "that a row is comparable with its neighbours; other contexts are under “Cost against context”.",
-    ]
-    if len({point.seed for point in results.points}) > 1:
-        notes.append(
-            "Several seeds: numbers are means over seeds and ± is the sample standard deviation between "
-            "them. Interval ends are means too; needle examples of all seeds are pooled."
-        )
-    return notes
 
 
 def _sections(results: Results, ranking: Ranking, output: Path) -> list[Section]:

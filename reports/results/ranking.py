@@ -6,13 +6,13 @@ down. A value is compared only between architectures that have it for the same c
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from harness.record.schema import Point
 from reports.results.load import INDEX, Results, is_number
+from reports.results.queries import cost_map, latency_table, longest_shared, lookup
 from reports.results.series import Series
 from reports.results.statistics import Pooled, paired_difference, pool
 
@@ -52,36 +52,6 @@ class Ranking:
     batch_size: float | None
     state_context_tokens: float | None
     is_state_measured: bool
-
-
-def longest_shared(frame: pd.DataFrame) -> float | None:
-    """The longest context that every (architecture, size) in the frame has; where there is none,
-    the longest of those that the most of them have."""
-    if frame.empty or "context_tokens" not in frame:
-        return None
-    counts = frame.drop_duplicates([*INDEX, "context_tokens"]).groupby("context_tokens").size()
-    return float(counts[counts == counts.max()].index.max())
-
-
-def latency_table(results: Results) -> pd.DataFrame:
-    """`results.table("latency")` with the columns a report relies on always there."""
-    table = results.table("latency")
-    columns = ["phase", "context_tokens", "batch_size", "median_ms", "p10_ms", "p90_ms", "tokens_per_s"]
-    for name in [*columns, "peak_memory_bytes", "state_bytes", "first_call_ms", "dispatch_ms"]:
-        if name not in table:
-            table[name] = math.nan
-    return table
-
-
-def lookup(frame: pd.DataFrame, series: Series, metric: str, **cell: object) -> float | None:
-    """One number of a table, None where it is missing."""
-    if metric not in frame:
-        return None
-    is_row = (frame["arch"] == series.arch) & (frame["size"] == series.size)
-    for name, value in cell.items():
-        is_row &= frame[name] == value
-    found = frame.loc[is_row, metric].dropna()
-    return float(found.iloc[0]) if len(found) else None
 
 
 def make_ranking(results: Results) -> Ranking:
@@ -194,15 +164,6 @@ def _add_predicted_state(results: Results, rows: list[Row], context: float | Non
     for row in rows:
         row.numbers["state_bytes"] = maps[row.series.key].get(candidates[0])
     return candidates[0]
-
-
-def cost_map(results: Results, series: Series, name: str) -> dict[float, float]:
-    """One of the cost card's maps, context in tokens -> number; empty where there is none."""
-    for point in results.samples(series, "cost"):
-        values = point.details.get(name)
-        if isinstance(values, dict):
-            return {float(key): float(value) for key, value in values.items() if is_number(value)}
-    return {}
 
 
 def _add_differences(results: Results, rows: list[Row], context: float | None) -> list[Row]:

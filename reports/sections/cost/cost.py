@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.lines import Line2D
 
+from reports.draw.curves import Line, names_of, plot
 from reports.draw.numbers import MISSING, bytes_text, integer, significant
-from reports.draw.table import Cell, Column, Table, failed_cell, name_cell, number_cell
+from reports.draw.style import MUTED, Picture, context_axis, drawing, legend, log_axis, new_figure, save
+from reports.draw.table import Cell, Column, Table, failed_cell, name_cell
 from reports.results.crossover import REFERENCE_ARCH, Crossover, Interval, crossovers, shared_contexts
 from reports.results.load import Results
-from reports.results.ranking import cost_map, latency_table
+from reports.results.queries import cost_map, latency_table
 from reports.results.series import Series
 
 
@@ -147,12 +151,12 @@ def latency_cells_table(results: Results) -> Table:
     rows = []
     order = ["phase", "batch_size", "context_tokens"]
     for row in table.sort_values(order, kind="stable").to_dict("records"):
-        rows.append([*_latency_start(row, labels[(row["arch"], row["size"])]), *_latency_numbers(row)])
+        rows.append([*latency_start(row, labels[(row["arch"], row["size"])]), *_latency_numbers(row)])
     measured = {tuple(row[name] for name in ("arch", "size", *order)) for row in table.to_dict("records")}
     for point in results.failures():
         position = (point.arch, point.size, *(point.cell.get(name) for name in order))
         if point.task == "latency" and position not in measured:
-            start = _latency_start(point.cell, labels[(point.arch, point.size)])
+            start = latency_start(point.cell, labels[(point.arch, point.size)])
             rows.append([*start, failed_cell(point.status), *[failed_cell(None)] * 5])
     return Table(
         name="latency",
@@ -176,7 +180,7 @@ def latency_cells_table(results: Results) -> Table:
     )
 
 
-def _latency_start(cell: Mapping[Any, Any], series: Series) -> list[Cell]:
+def latency_start(cell: Mapping[Any, Any], series: Series) -> list[Cell]:
     context, batch_size = (
         value if isinstance(value := cell.get(name), (int, float)) else None
         for name in ("context_tokens", "batch_size")
@@ -201,35 +205,47 @@ def _latency_numbers(row: Mapping[Any, Any]) -> list[Cell]:
     ]
 
 
-def dispatch_table(results: Results) -> Table | None:
-    """Dispatch beside the prefill it belongs to; None where no architecture dispatches."""
-    table = latency_table(results)
-    table = table[table["dispatch_ms"].notna()]
-    if table.empty:
+def cost_figure(results: Results, entry: CostCurves, output: Path) -> Picture | None:
+    """One cost against context on log axes, crossovers with the Transformer circled. A zero, such as
+    memory too little to show, has no place on such an axis and is left out."""
+    lines = [
+        Line(series=series, x=list(drawn), y=list(drawn.values()))
+        for series in results.series
+        if (drawn := {x: y for x, y in sorted(entry.curves.get(series.key, {}).items()) if y > 0})
+    ]
+    if not lines:
         return None
-    labels = {series.key: series for series in results.series}
-    rows = []
-    for row in table.sort_values(["phase", "batch_size", "context_tokens"]).to_dict("records"):
-        share = row["dispatch_ms"] / row["median_ms"] if row["median_ms"] else None
-        rows.append(
-            [
-                *_latency_start(row, labels[(row["arch"], row["size"])]),
-                Cell(text=significant(row["dispatch_ms"])),
-                Cell(text=significant(row["median_ms"])),
-                number_cell(share, significant(share, 2)),
-            ]
+    crossings = {series.label: entry.crossings(series, results.series) for series in results.series}
+    with drawing():
+        figure, axes = new_figure()
+        for line in lines:
+            plot(axes, line)
+        for series in results.series:
+            for crossing in crossings[series.label]:
+                axes.plot(
+                    crossing.context_tokens,
+                    crossing.value,
+                    marker="o",
+                    markersize=9,
+                    markerfacecolor="none",
+                    markeredgewidth=1.6,
+                    markeredgecolor=series.colour,
+                    zorder=5,
+                )
+        context_axis(axes, [x for line in lines for x in line.x])
+        log_axis(axes, entry.cost.axis)
+        circle = Line2D([], [], color=MUTED, marker="o", mfc="none", ms=8, ls="", label="crosses Transformer")
+        num_crossings = sum(len(found) for found in crossings.values())
+        legend(figure, [line.series for line in lines], [circle] if num_crossings else [])
+        batch = f", batch {integer(entry.batch_size)}" if entry.cost.phase else ""
+        found = f"{num_crossings} crossover{'s' if num_crossings != 1 else ''} with the Transformer circled"
+        return save(
+            figure,
+            output,
+            name=f"{entry.cost.name}_batch{entry.batch_size:g}" if entry.cost.phase else entry.cost.name,
+            title=f"{entry.cost.title}{batch}",
+            caption=f"{entry.cost.title} ({entry.cost.axis}{batch}) against context, both axes logarithmic; "
+            f"lower is better; {found if num_crossings else 'no curve crosses the Transformer’s'}.",
+            alternative_text=f"{entry.cost.title} against context in tokens, a line each for "
+            f"{names_of(lines)}; {found}.",
         )
-    return Table(
-        name="dispatch",
-        caption="The first pass over the prompt, which fixes the expert mixture, timed apart.",
-        columns=[
-            Column(title="Phase", is_numeric=False),
-            Column(title="Context", unit="tokens"),
-            Column(title="Batch"),
-            Column(title="Architecture", is_numeric=False),
-            Column(title="Dispatch", unit="ms"),
-            Column(title="The phase's median", unit="ms"),
-            Column(title="Ratio", unit="dispatch / median"),
-        ],
-        rows=rows,
-    )

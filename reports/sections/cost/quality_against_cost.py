@@ -1,64 +1,16 @@
-"""Costs against context with their crossovers, and quality against cost."""
+"""Quality against cost."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
-from matplotlib.lines import Line2D
-
-from reports.draw.curves import PERCENT_LIMITS, Line, names_of, plot
+from reports.draw.curves import PERCENT_LIMITS
 from reports.draw.numbers import integer, joined
-from reports.draw.style import MUTED, Picture, context_axis, drawing, legend, log_axis, new_figure, save
+from reports.draw.style import Picture, drawing, legend, log_axis, new_figure, save
 from reports.results.load import Results
-from reports.results.ranking import Ranking, cost_map
-from reports.sections.cost.cost import CostCurves
-
-
-def cost_figure(results: Results, entry: CostCurves, output: Path) -> Picture | None:
-    """One cost against context on log axes, crossovers with the Transformer circled. A zero, such as
-    memory too little to show, has no place on such an axis and is left out."""
-    lines = [
-        Line(series=series, x=list(drawn), y=list(drawn.values()))
-        for series in results.series
-        if (drawn := {x: y for x, y in sorted(entry.curves.get(series.key, {}).items()) if y > 0})
-    ]
-    if not lines:
-        return None
-    crossings = {series.label: entry.crossings(series, results.series) for series in results.series}
-    with drawing():
-        figure, axes = new_figure()
-        for line in lines:
-            plot(axes, line)
-        for series in results.series:
-            for crossing in crossings[series.label]:
-                axes.plot(
-                    crossing.context_tokens,
-                    crossing.value,
-                    marker="o",
-                    markersize=9,
-                    markerfacecolor="none",
-                    markeredgewidth=1.6,
-                    markeredgecolor=series.colour,
-                    zorder=5,
-                )
-        context_axis(axes, [x for line in lines for x in line.x])
-        log_axis(axes, entry.cost.axis)
-        circle = Line2D([], [], color=MUTED, marker="o", mfc="none", ms=8, ls="", label="crosses Transformer")
-        num_crossings = sum(len(found) for found in crossings.values())
-        legend(figure, [line.series for line in lines], [circle] if num_crossings else [])
-        batch = f", batch {integer(entry.batch_size)}" if entry.cost.phase else ""
-        found = f"{num_crossings} crossover{'s' if num_crossings != 1 else ''} with the Transformer circled"
-        return save(
-            figure,
-            output,
-            name=f"{entry.cost.name}_batch{entry.batch_size:g}" if entry.cost.phase else entry.cost.name,
-            title=f"{entry.cost.title}{batch}",
-            caption=f"{entry.cost.title} ({entry.cost.axis}{batch}) against context, both axes logarithmic; "
-            f"lower is better; {found if num_crossings else 'no curve crosses the Transformer’s'}.",
-            alternative_text=f"{entry.cost.title} against context in tokens, a line each for "
-            f"{names_of(lines)}; {found}.",
-        )
+from reports.results.queries import cost_map
+from reports.results.ranking import Ranking
 
 
 def scatter_figures(results: Results, ranking: Ranking, output: Path) -> list[Picture]:

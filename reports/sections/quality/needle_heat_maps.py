@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 from reports.draw.numbers import SHORT_STATUS_WORDS, STATUS_WORDS, percent, tokens_tick
 from reports.draw.style import INK, MUTED, Picture, drawing, save, svg_uri
 from reports.results.load import Results, is_number
+from reports.results.queries import contexts_of, trained_contexts
 from reports.results.series import Series
-from reports.sections.quality.tables import contexts_of, trained_contexts
 
 COLOUR_MAP = "cividis"
 COLUMNS = 4

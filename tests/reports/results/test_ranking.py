@@ -9,10 +9,10 @@ from types import ModuleType
 import pytest
 
 from harness.record.schema import Point
-from reports.draw.table import ranking_table
 from reports.page.terminal import ranking_text
 from reports.results.load import load
 from reports.results.ranking import make_ranking
+from reports.sections.ranking import ranking_table
 from reports.sections.summary import findings
 
 ARCHS = ("transformer", "mamba", "hybrid")

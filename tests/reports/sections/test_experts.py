@@ -9,8 +9,8 @@ from types import ModuleType
 from harness.record.schema import Point
 from reports.page.html import render
 from reports.results.load import load
-from reports.sections.quality.tables import training_table
 from reports.sections.training.experts import HINT, experts_table
+from reports.sections.training.training import training_table
 
 ARCHS = ("mamba", "transformer_squared")
 
