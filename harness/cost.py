@@ -25,7 +25,7 @@ from harness.run.cost_card import METRICS, card, meta_model
 
 
 def table(name: str, values: Mapping[str, Any], mismatch: str) -> str:
-    """The card for people. mismatch: in words, empty where there is nothing to compare with."""
+    """Return the card for people. mismatch: in words, empty where there is nothing to compare with."""
     dispatch = values.get("dispatch_flops_per_token")
     heading = f"{'context':>9}  {'state bytes':>15}  {'prefill FLOPs/token':>20}  {'decode FLOPs/token':>19}"
     if dispatch is not None:
@@ -50,7 +50,7 @@ def table(name: str, values: Mapping[str, Any], mismatch: str) -> str:
 
 
 def main(overrides: list[str]) -> int:
-    """Prints the card of the composed configuration; 2 on a user's mistake."""
+    """Print the card of the composed configuration; 2 on a user's mistake."""
     try:
         resolved = resolve(compose_config(overrides))
         if resolved.get("arch") is None:

@@ -47,9 +47,9 @@ METRICS = (
 def training_peak_bytes(
     model: SequenceModel, num_tokens: int, *, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> int:
-    """Bytes of `harness.measure.memory.PeakMemory` over the loss of one sequence of num_tokens random tokens
-    and its gradients, the parameters' own gradients included, the parameters not. `device` is a CPU
-    or a GPU."""
+    """Return the bytes of `harness.measure.memory.PeakMemory` over the loss of one sequence of num_tokens
+    random tokens and its gradients, the parameters' own gradients included, the parameters not. `device` is a
+    CPU or a GPU."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, model.vocab_size, (1, num_tokens + 1), generator=generator).to(device)
     model.zero_grad(set_to_none=True)
@@ -106,14 +106,15 @@ def _write(
 
 
 def architectures() -> list[str]:
-    """The project's own that are trained here: without those that read a checkpoint and need its path."""
+    """Return the project's own architectures that are trained here: without those that read a checkpoint and
+    need its path."""
     folder = Path(CONFIG_DIR, "arch")
     entries = {name: OmegaConf.load(folder / f"{name}.yaml") for name in options("arch")}
     return sorted(name for name, entry in entries.items() if not OmegaConf.is_missing(entry, "path"))
 
 
 def main(overrides: list[str], lengths_tokens: Sequence[int] = LENGTHS_TOKENS) -> int:
-    """Prints the table; 2 on a user's mistake."""
+    """Print the table; 2 on a user's mistake."""
     named = [o.removeprefix("arch=") for o in overrides if o.startswith("arch=")]
     others = [o for o in overrides if not o.startswith("arch=")]
     first, last = lengths_tokens[0], lengths_tokens[-1]

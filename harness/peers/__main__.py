@@ -102,7 +102,7 @@ def _tokens(num_tokens: int) -> Tensor:
 
 
 def _published(name: str, **settings: Any) -> Any:
-    """A random model of transformers; `name` is its class without Config and ForCausalLM."""
+    """Return a random model of transformers; `name` is its class without Config and ForCausalLM."""
     transformers = importlib.import_module("transformers")
     torch.manual_seed(0)
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
@@ -115,7 +115,7 @@ def _llama() -> Any:
 
 
 def _same_weights(peer: Any, num_tokens: int) -> tuple[Call, Call]:
-    """Ours with the peer's weights, through a checkpoint on disk; and the peer."""
+    """Return ours with the peer's weights, through a checkpoint on disk, and the peer."""
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):  # a bar for the writing
         peer.save_pretrained(folder)
         ours = instantiate({"_target_": "archs.pretrained.load.load_pretrained", "folder": folder})
@@ -209,9 +209,9 @@ LINES = {
 
 @torch.no_grad()
 def compare(name: str, num_tokens: int, num_rounds: int) -> dict[str, Any]:
-    """Runs one line. Returns speed with its quartiles, times_ms of both, largest_difference, null where the
-    outputs are not comparable, and the line's difference and note. Raises ValueError where the outputs are
-    comparable and differ by more than rounding."""
+    """Run one comparison. Return speed with its quartiles, times_ms of both, largest_difference, null where
+    the outputs are not comparable, and the line's difference and note. Raises ValueError where the outputs
+    are comparable and differ by more than rounding."""
     line = LINES[name]
     ours, peer = line.make(num_tokens)
     difference = (ours() - peer()).abs().max().item()  # warms both up, too
@@ -269,7 +269,7 @@ def write_point(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a line a comparison, and one JSON object with every time as the last line. 0 where all speeds
+    """Print a line per comparison, and one JSON object with every time as the last line. 0 where all speeds
     hold, 1 where one does not, 2 on a mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.peers", description=(__doc__ or "").split("\n")[0]

@@ -57,12 +57,12 @@ def operation_calls(name: str, implementation: str, peer: str | Peer, *, is_trai
 
 
 def implementation_error(name: str, implementation: str) -> MeasureError:
-    """Of a peer that is another implementation: of the sequence's output, and of all gradients from it."""
+    """Compare a peer that is another implementation: the sequence's output, and all gradients from it."""
     return lambda sizes, device, dtype: kernel_error(name, implementation, sizes, device, dtype, 1)
 
 
 def peer_error(name: str, peer: Peer, definition: Callable[[Run], Run] | None = None) -> MeasureError:
-    """Of the very call that is timed, output and all gradients, in its own layout. definition: our
+    """Compare the very call that is timed, output and all gradients, in its own layout. definition: our
     operation's reference -> the same on tensors of that layout; None where the layout is ours."""
 
     def error(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> float:
@@ -98,8 +98,8 @@ def fla_error(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> float:
 
 
 def mamba_ssm(inputs: Sequence[Tensor], sizes: Sizes) -> tuple[Run, list[Tensor]]:
-    """The CUDA scan in its own layout, channels before tokens, all tokens' inputs of one dtype: the peer does
-    not pay for our layout."""
+    """Run the CUDA scan in its own layout, channels before tokens, all tokens' inputs of one dtype: the peer
+    does not pay for our layout."""
     del sizes
     scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
     x, B, C, dt, A, D = inputs
@@ -123,7 +123,7 @@ def channels_first(reference: Run) -> Run:
 
 
 def sdpa_backend(backend: str) -> Peer:
-    """One of torch's own kernels of attention, a member of torch.nn.attention.SDPBackend."""
+    """Run one of torch's own kernels of attention, a member of torch.nn.attention.SDPBackend."""
 
     def make(inputs: Sequence[Tensor], sizes: Sizes) -> tuple[Run, list[Tensor]]:
         del sizes
@@ -176,7 +176,7 @@ def titans_calls(*, is_training: bool) -> MakeCalls:
 
 
 def titans_layer_error(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> float:
-    """Of our layer's output under autocast, against the same layer whose operation is its reference."""
+    """Compare our layer's output under autocast with the same layer whose operation is its reference."""
     batch, tokens, heads, head_width = sizes_of(sizes, *ATTENTION_SIZES)
     torch.manual_seed(0)
     layer = titans_layers(heads * head_width, heads, sizes["chunk_tokens"])[0]().to(device)
@@ -227,7 +227,7 @@ def _layer(target: str, implementation: str, width: int, num_heads: int) -> Any:
 
 
 def layer_error(target: str, implementation: str) -> MeasureError:
-    """Of a layer's prefill, output and state, against the same layer with the same weights, moved off their
+    """Compare a layer's prefill, output and state, with the same layer with the same weights, moved off their
     initial values, whose operation is its reference. Both round to dtype alike, so that what is compared is
     the operation in its place. Heads of the line's width, as many as `sizes` has."""
 
@@ -250,7 +250,7 @@ def layer_error(target: str, implementation: str) -> MeasureError:
 
 
 def _tensors(state: Any) -> list[Tensor]:
-    """Those in nested tuples."""
+    """Yield the tensors in nested tuples."""
     if isinstance(state, Tensor):
         return [state]
     return [t for part in state for t in _tensors(part)] if isinstance(state, tuple) else []

@@ -138,7 +138,7 @@ def _without_content(value: Any, jit: Any) -> Any:
 
 
 def _name(function: Any, arguments: Sequence[Any], options: dict[str, Any]) -> str:
-    """The kernel, the types of its tensors and its constants: what tells one binary from another."""
+    """Return the kernel, the types of its tensors and its constants, which tell one binary from another."""
     given = {**dict(zip(function.arg_names, arguments, strict=False)), **options}
     constants = [f"{p.name}={given[p.name]}" for p in function.params if p.is_constexpr and p.name in given]
     dtypes = dict.fromkeys(str(v.dtype).split(".")[-1] for v in given.values() if isinstance(v, Tensor))
@@ -147,7 +147,7 @@ def _name(function: Any, arguments: Sequence[Any], options: dict[str, Any]) -> s
 
 
 def _measured(name: str, binary: Any, capability: int) -> Compiled:
-    """What ptxas says of the kernel that Triton handed it."""
+    """Return what ptxas prints about the kernel that Triton handed it."""
     tools = importlib.import_module("triton.knobs").nvidia
     ptxas = (tools.ptxas_blackwell if capability >= 100 else tools.ptxas).path
     ptx = binary.asm["ptx"]
@@ -172,18 +172,18 @@ def _measured(name: str, binary: Any, capability: int) -> Compiled:
 
 
 def model_config(arch: str, experiment: str, size: str) -> dict[str, Any]:
-    """Of one layer, resolved."""
+    """Return the model's configuration with one layer, resolved."""
     chosen = [f"arch={arch}", f"experiment={experiment}", f"size={size}"]
     return resolve(compose_config([*chosen, "match=none", "size.num_layers=1"]))["arch"]["model"]
 
 
 def has_kernels(config: dict[str, Any]) -> bool:
-    """Whether a model has an implementation of ours in Triton, and no other model as its base."""
+    """Return whether a model has an implementation of ours in Triton, and no other model as its base."""
     return "triton" in str(config) and "base" not in config
 
 
 def run_model(config: dict[str, Any]) -> None:
-    """Trains, prefills and decodes one layer of a model: with weights in bfloat16, and with weights in
+    """Train, prefill and decode one layer of a model: with weights in bfloat16, and with weights in
     float32 under autocast, as training from scratch has them."""
     before = torch.get_default_dtype()
     for dtype in (torch.bfloat16, torch.float32):
@@ -206,7 +206,8 @@ def run_model(config: dict[str, Any]) -> None:
 
 
 def run_lines() -> None:
-    """The calls of our kernels that `harness.peers.kernels` times, on inputs of its sizes in bfloat16."""
+    """Yield the calls of our kernels that `harness.peers.kernels` times, on inputs of its sizes in
+    bfloat16."""
     for line in LINES.values():
         if line.implementation == "triton":
             kernel = KERNELS[line.kernel]
@@ -216,7 +217,7 @@ def run_lines() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a line a binary. 0 where everything compiled, 1 where something did not, 2 on a mistake."""
+    """Print a line per binary. 0 where everything compiled, 1 where something did not, 2 on a mistake."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.peers.compile", description=(__doc__ or "").split("\n")[0]
     )

@@ -106,11 +106,11 @@ def measure(
     *,
     is_toy: bool = False,
 ) -> dict[str, Any]:
-    """Runs one line. Returns line, peer, sizes, status and reason; largest_error, layer_error (null where no
-    layer is timed) and peer_largest_error against the definitions; flops and bytes of our call, roofline_ms
-    and roofline_of, "flops" or "bytes"; times in ms and speeds as `in_turn`, null where there is no peer;
-    roofline_fraction, roofline_ms over our median time; serial_floor_ms of a serial kernel, null for others;
-    minimum_speed and difference. What goes wrong is a status."""
+    """Run one comparison. Return line, peer, sizes, status and reason; largest_error, layer_error (null where
+    no layer is timed) and peer_largest_error against the definitions; flops and bytes of our call,
+    roofline_ms and roofline_of, "flops" or "bytes"; times in ms and speeds as `in_turn`, null where there is
+    no peer; roofline_fraction, roofline_ms over our median time; serial_floor_ms of a serial kernel, null for
+    others; minimum_speed and difference. What goes wrong is a status."""
     line = LINES[name]
     kernel = KERNELS[line.kernel]
     sizes = dict(line.sizes) if not is_toy else _replaced(line.sizes, TOY_SIZES)
@@ -176,7 +176,7 @@ def _held(what: str, error: float, tolerance: float) -> float:
 def _serial_floor_ms(
     line: Line, sizes: Sizes, device: torch.device, dtype: torch.dtype, num_rounds: int
 ) -> float:
-    """The line's kernel over one sequence of one head, backward too where the line trains, median."""
+    """Time the kernel over one sequence of one head, backward too where the comparison trains; the median."""
     kernel = KERNELS[line.kernel]
     one = {**sizes, "batch_size": 1, "num_heads": 1}
     run, inputs = kernel.bound(one, line.implementation), kernel.inputs(one, device, dtype)
@@ -186,7 +186,7 @@ def _serial_floor_ms(
 
 
 def holds(result: Mapping[str, Any]) -> bool:
-    """Whether nothing is wrong with a line: it was fast enough, or only reports, or has no peer here."""
+    """Return whether a comparison is fine: it was fast enough, or only reports, or has no peer here."""
     if result["status"] != "ok":
         return result["status"] == "not measured"
     return result["minimum_speed"] is None or result["speed"] >= result["minimum_speed"]
@@ -199,8 +199,8 @@ HEADER = (
 
 
 def row(result: Mapping[str, Any]) -> str:
-    """A line of the table: medians, with quartiles in brackets; behind the roofline the fraction of it that
-    our median reaches, and what it is of."""
+    """Return a row of the table: medians, with quartiles in brackets; behind the roofline the fraction of it
+    that our median reaches, and what it is of."""
 
     def spread(values: Sequence[float] | None) -> str:
         if values is None:
@@ -288,7 +288,7 @@ def run(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """As `run` on the GPU in bfloat16; 2 on a mistake, and where there is no GPU."""
+    """Do as `run` on the GPU in bfloat16; 2 on a mistake, and where there is no GPU."""
     parser = argparse.ArgumentParser(
         prog="python -m harness.peers.kernels", description=(__doc__ or "").split("\n")[0]
     )

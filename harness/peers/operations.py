@@ -59,7 +59,7 @@ def _ttt_inputs(sizes: Sizes) -> list[Tensor]:
 
 
 def _inner(sizes: Sizes, rows: int, columns: int) -> Tensor:
-    """An inner matrix with its bias in the last row, (B, H, rows + 1, columns)."""
+    """Return an inner matrix with its bias in the last row, (B, H, rows + 1, columns)."""
     return torch.randn(sizes["batch_size"], sizes["num_heads"], rows + 1, columns) * 0.5 / rows**0.5
 
 
@@ -170,7 +170,7 @@ KERNELS = {
 
 
 def relative_error(actual: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> float:
-    """The largest |a - e| / |e| in the 2-norm, NaN where one is."""
+    """Return the largest |a - e| / |e| in the 2-norm, NaN where one is."""
     errors = []
     for one, other in zip(actual, expected, strict=True):
         if one is None or other is None:
@@ -183,8 +183,8 @@ def relative_error(actual: Sequence[Tensor | None], expected: Sequence[Tensor | 
 def values_and_gradients(
     run: Run, inputs: Sequence[Tensor], num_outputs: int | None = None
 ) -> list[Tensor | None]:
-    """The first outputs, default all, and the gradients of every input for random ones of these outputs,
-    the same each time."""
+    """Return the first outputs, default all, and the gradients of every input for random ones of these
+    outputs, the same each time."""
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     outputs = list(run(leaves))[:num_outputs]
     generator = torch.Generator().manual_seed(1)
@@ -193,7 +193,7 @@ def values_and_gradients(
 
 
 def timed_call(run: Run, inputs: Sequence[Tensor], *, is_training: bool) -> Call:
-    """The forward pass without gradients, or forward and backward to every input."""
+    """Run the forward pass without gradients, or forward and backward to every input."""
     if not is_training:
 
         def forward() -> object:
@@ -219,8 +219,8 @@ def kernel_error(
     dtype: torch.dtype,
     num_outputs: int | None = None,
 ) -> float:
-    """Of an implementation, against the operation's reference in float64 on a CPU; all outputs, or the first:
-    a package may give no gradient through a final state."""
+    """Compare an implementation with the operation's reference in float64 on a CPU; all outputs, or the
+    first: a package may give no gradient through a final state."""
     kernel = KERNELS[name]
     inputs = kernel.inputs(sizes, device, dtype)
     exact = [t.to("cpu", torch.float64) for t in inputs]

@@ -35,7 +35,7 @@ TRAINING_FACTOR = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Ceilings:
-    """What the card was measured to do in a second: bytes read and written by a copy, FLOPs of a matrix
+    """The card's measured bounds per second: bytes read and written by a copy, FLOPs of a matrix
     product."""
 
     copy_bytes_per_s: float
@@ -44,13 +44,13 @@ class Ceilings:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Of one call."""
+    """The FLOPs and bytes of one call."""
 
     flops: float
     bytes: int
 
     def roofline(self, ceilings: Ceilings) -> tuple[float, str]:
-        """The least time in ms, and which of "flops" and "bytes" it is of."""
+        """Return the least time in ms, and which of "flops" and "bytes" binds."""
         flops_ms = 1e3 * self.flops / ceilings.matmul_flops_per_s
         bytes_ms = 1e3 * self.bytes / ceilings.copy_bytes_per_s
         return (flops_ms, "flops") if flops_ms >= bytes_ms else (bytes_ms, "bytes")
@@ -59,8 +59,8 @@ class Work:
 def work_of(
     forward_flops: float, inputs: Iterable[Tensor], outputs: Sequence[Tensor], *, is_training: bool
 ) -> Work:
-    """Of a call on `inputs`, parameters among them, with `outputs`, the first of which gets a gradient when
-    training, as every input does. Only the tensors' bytes are looked at."""
+    """Return the work of a call on `inputs`, parameters among them, with `outputs`, the first of which gets a
+    gradient when training, as every input does. Only the tensors' bytes are looked at."""
     read, written = (sum(t.nbytes for t in tensors) for tensors in (inputs, outputs))
     if not is_training:
         return Work(flops=forward_flops, bytes=read + written)
@@ -69,8 +69,9 @@ def work_of(
 
 
 def operation_work(name: str, sizes: Sizes, dtype: torch.dtype, *, is_training: bool) -> Work:
-    """Of one of KERNELS with inputs of `sizes`, those of the tokens in dtype. Bytes are linear in the tokens,
-    so the tensors of one token and of two, as the definition has them, tell those of any number."""
+    """Return the work of one of KERNELS with inputs of `sizes`, those of the tokens in dtype. Bytes are
+    linear in the tokens, so the tensors of one token and of two, as the definition has them, tell those of
+    any number."""
     kernel, flops = KERNELS[name], operation_flops(name, sizes)
 
     def num_bytes(num_tokens: int) -> int:
@@ -86,7 +87,7 @@ def operation_work(name: str, sizes: Sizes, dtype: torch.dtype, *, is_training: 
 
 
 def operation_flops(name: str, sizes: Sizes) -> float:
-    """Of the forward pass, all sequences: the layer's without what is around the operation."""
+    """Count the forward pass, all sequences: the layer's FLOPs without those around the operation."""
     layer: Any = build_model(_layer(name, sizes), "meta")
     tokens = sizes["num_tokens"]
     around = [m.weight for m in layer.modules() if isinstance(m, (nn.Linear, nn.Conv1d))]
@@ -97,7 +98,7 @@ def operation_flops(name: str, sizes: Sizes) -> float:
 
 
 def _layer(name: str, sizes: Sizes) -> Mapping[str, Any]:
-    """A layer whose operation has these sizes."""
+    """Return a layer whose operation has these sizes."""
     if name == "selective_scan":
         width, state = sizes["channels"], sizes["state_width"]
         return {"_target_": "archs.mamba.Mamba", "d_model": width, "inner_width": width, "state_width": state}
@@ -113,7 +114,8 @@ def _layer(name: str, sizes: Sizes) -> Mapping[str, Any]:
 
 
 def ttt_layer_work(sizes: Sizes, dtype: torch.dtype) -> Work:
-    """Of a prefill of a whole TTT-Linear layer, parameters and sequence in dtype, the state in its own."""
+    """Return the work of a prefill of a whole TTT-Linear layer, parameters and sequence in dtype, the state
+    in its own."""
     layer: Any = build_model(_layer("ttt_linear", sizes), "meta").to(dtype)
     batch, tokens, width = (sizes[key] for key in ("batch_size", "num_tokens", "d_model"))
     x = torch.empty(batch, tokens, width, dtype=dtype, device="meta")
@@ -123,8 +125,8 @@ def ttt_layer_work(sizes: Sizes, dtype: torch.dtype) -> Work:
 
 
 def titans_layer_work(sizes: Sizes, dtype: torch.dtype, *, is_training: bool) -> Work:
-    """Of our memory with its projections under autocast to dtype: parameters, x and the state in float32;
-    y is counted in dtype, the narrower of the two."""
+    """Return the work of our memory with its projections under autocast to dtype: parameters, x and the state
+    in float32; y is counted in dtype, the narrower of the two."""
     batch, tokens, width = (sizes[key] for key in ("batch_size", "num_tokens", "d_model"))
     layer = titans_layers(width, sizes["num_heads"], sizes["chunk_tokens"])[0]()
     x = torch.empty(batch, tokens, width, device="meta")

@@ -13,7 +13,7 @@ from harness.config.build import instantiate
 def titans_layers(
     width: int, num_heads: int, chunk_tokens: int, implementation: str = "auto"
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What builds our memory and what builds titans-pytorch's, with networks of equal shapes."""
+    """Return what builds our memory and what builds titans-pytorch's, with networks of equal shapes."""
 
     def ours() -> Any:
         sizes = {"d_model": width, "num_heads": num_heads, "chunk_tokens": chunk_tokens}

@@ -68,7 +68,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def git_commit() -> tuple[str | None, bool | None]:
-    """The commit and whether tracked files differ from it; (None, None) where neither is known."""
+    """Return the commit and whether tracked files differ from it; (None, None) where neither is known."""
     given = os.environ.get("LONGARCH_GIT_COMMIT")
     if given:
         return given.removesuffix("-dirty"), given.endswith("-dirty")
@@ -82,7 +82,7 @@ def git_commit() -> tuple[str | None, bool | None]:
 
 
 def cpu_name() -> str | None:
-    """The processor's model name."""
+    """Return the processor's model name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

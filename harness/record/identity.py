@@ -175,7 +175,8 @@ def _training_subject(
 
 
 def _model(config: Mapping[str, Any], arch: Mapping[str, Any]) -> dict[str, Any]:
-    """The model after `match`, named by what decides it, so that nothing has to be built to know it."""
+    """Return the model after `match`, named by what decides it, so that nothing has to be built to know
+    it."""
     rule, model = arch.get("match"), arch.get("model")
     reference = (config.get("reference") or {}).get("model")
     is_published = (config.get("size") or {}).get("name") in (arch.get("published") or ())

@@ -51,17 +51,17 @@ class Metric:
 
     @property
     def is_better_higher(self) -> bool:
-        """Whether more is better."""
+        """Return whether more is better."""
         return self.direction == "higher"
 
 
 def to_plain(metrics: Iterable[Metric]) -> list[dict[str, Any]]:
-    """Declarations as JSON values."""
+    """Return declarations as JSON values."""
     return [dataclasses.asdict(metric) for metric in metrics]
 
 
 def from_plain(values: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
-    """The declarations that `to_plain` wrote; keys that this version does not know are left out.
+    """Return the declarations that `to_plain` wrote; keys that this version does not know are left out.
 
     Raises ValueError or TypeError where a value is no declaration."""
     known = {field.name for field in dataclasses.fields(Metric)}

@@ -8,7 +8,7 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or on the host."""
+    """Return whether an exception says that memory ran out, on a GPU or on the host."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
@@ -18,7 +18,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def outcome(error: BaseException) -> tuple[str, str]:
-    """Status and reason of an exception that ended a measurement. What is not a lack of memory goes
+    """Return status and reason of an exception that ended a measurement. What is not a lack of memory goes
     to stderr with its traceback."""
     text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     if is_out_of_memory(error):

@@ -124,7 +124,7 @@ def add_gradients(
     device: torch.device,
     dtype: torch.dtype,
 ) -> float:
-    """The batch's weighted mean loss in nats; its gradients are added to the parameters'.
+    """Return the batch's weighted mean loss in nats; add its gradients to the parameters'.
 
     Row by row group of `micro_batch_tokens`: each group's mean counts as much as its weights do."""
     num_rows, num_tokens = batch[0].shape
