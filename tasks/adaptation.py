@@ -44,11 +44,10 @@ from torch import Tensor
 
 from archs.base import AdaptiveModel, SequenceModel, State
 from archs.generate import generate, read
-from harness.measure.statistics import percentile
+from harness.measure.statistics import percentile, wilson_interval
 from harness.measure.time import time_call_ms
 from harness.record.metrics import Metric
 from tasks.base import Measurement, Task, TaskInputs, require_positive, with_interval
-from tasks.statistics import wilson_interval
 
 AdaptationName = Literal[
     "base", "expert", "lora", "prompt", "classification_expert", "classifier", "few_shot"

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from archs.base import SequenceModel
 from archs.generate import branch, generate, read, score_answers
+from harness.measure.statistics import wilson_interval
 from harness.record.metrics import Metric
 from tasks.base import Measurement, Task, TaskInputs, require_positive, with_interval
 from tasks.examples.needle import NeedleMaker
-from tasks.statistics import wilson_interval
 
 NOTE = (
     "chance_accuracy is that of a number drawn at random; a model that copies one of the context's "

@@ -6,7 +6,7 @@ much of the past the model may use, and nothing else.
 
 Metrics of a point (cell: context_tokens):
     bits_per_byte                          of all scored text
-    bits_per_byte_low, bits_per_byte_high  95% bootstrap over documents; null for a single document
+    bits_per_byte_low, bits_per_byte_high  95% BCa bootstrap over documents; null for one document
     perplexity                             exp of the mean loss a token
     num_documents, num_tokens              scored
 Samples: document_nll_nats, document_bytes, document_tokens, one a document; bucket_start_tokens,
@@ -29,10 +29,10 @@ from torch import Tensor
 
 from archs.base import SequenceModel
 from archs.generate import score_text
+from harness.measure.statistics import ratio_interval
 from harness.record.metrics import Metric
 from tasks.base import Measurement, Task, TaskInputs, require_positive, with_interval
 from tasks.data.corpus import Split
-from tasks.statistics import bootstrap_ratio_interval
 
 
 class Window(NamedTuple):
@@ -140,7 +140,7 @@ class Perplexity(Task):
     def _summary(self, losses: np.ndarray, context_tokens: int, *, is_adaptive: bool) -> Measurement:
         document_nats = losses.sum(axis=1)
         nats_per_byte = float(document_nats.sum() / sum(self._bytes))
-        interval = bootstrap_ratio_interval(document_nats.tolist(), self._bytes, seed=self._seed)
+        interval = ratio_interval(document_nats.tolist(), self._bytes, seed=self._seed)
         low, high = (None, None) if interval is None else (value / math.log(2) for value in interval)
         domains = {}
         for domain in sorted(set(self._domains)):

@@ -6,15 +6,17 @@ down. A value is compared only between architectures that have it for the same c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
+from harness.measure.statistics import Estimate, two_level_ratio
 from harness.record.schema import Point
 from reports.results.load import INDEX, Results, is_number
 from reports.results.queries import cost_map, latency_table, longest_shared, lookup
 from reports.results.series import Series
-from reports.results.statistics import Pooled, paired_difference, pool
+from reports.results.statistics import Pooled, pool
 
 PHASES = ("prefill", "decode")
 
@@ -26,7 +28,7 @@ class Row:
 
     numbers:   num_parameters, bits_per_byte (and _low, _high, _sd), prefill_ms, decode_ms (and
                _sd), state_bytes, train_tokens_per_s.
-    behind:    paired difference in bits per byte to the first row (estimate, low, high).
+    behind:    paired difference in bits per byte to the first row.
     """
 
     series: Series
@@ -34,7 +36,7 @@ class Row:
     numbers: dict[str, float | None]
     needle_trained: Pooled | None
     needle_beyond: Pooled | None
-    behind: tuple[float, float, float] | None = None
+    behind: Estimate | None = None
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -167,8 +169,11 @@ def _add_predicted_state(results: Results, rows: list[Row], context: float | Non
 
 
 def _add_differences(results: Results, rows: list[Row], context: float | None) -> list[Row]:
-    """The paired difference to the first row, over the documents and seeds that both have, read from
-    the same data."""
+    """Return the rows with their paired differences to the first row, over the documents and seeds that both
+    have, read from the same data.
+
+    Pairing matters: documents differ far more than models do, so that two overlapping intervals can hide a
+    difference that holds on nearly every document."""
     if not rows or context is None:
         return rows
     first = _documents(results, rows[0].series, context)
@@ -178,10 +183,9 @@ def _add_differences(results: Results, rows: list[Row], context: float | None) -
         seeds = [seed for seed in own if seed in first and own[seed][1:] == first[seed][1:]]
         difference = None
         if seeds:
-            difference = paired_difference(
-                [nats for seed in seeds for nats in own[seed][0]],
-                [nats for seed in seeds for nats in first[seed][0]],
-                [size for seed in seeds for size in first[seed][1]],
+            difference = two_level_ratio(
+                [[a - b for a, b in zip(own[seed][0], first[seed][0], strict=True)] for seed in seeds],
+                [[size * math.log(2) for size in first[seed][1]] for seed in seeds],
             )
         compared.append(replace(row, behind=difference))
     return compared

@@ -36,7 +36,7 @@ def findings(results: Results, ranking: Ranking) -> list[tuple[str, str]]:
     found = []
     rows = ranking.rows
     if rows and rows[0].numbers["bits_per_byte"] is not None:
-        ties = [row.series.label for row in rows[1:] if row.behind and row.behind[1] <= 0 <= row.behind[2]]
+        ties = [row.series.label for row in rows[1:] if row.behind and row.behind.admits(0)]
         tie = f" {joined(ties)} cannot be told apart from it on these documents." if ties else ""
         at = integer(ranking.context_tokens)
         text = f"{rows[0].series.label}, {rows[0].numbers['bits_per_byte']:.3f} at {at} tokens."

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from harness.measure.statistics import two_level_ratio, wilson_interval_over_seeds
 from harness.record.schema import Point
 from reports.draw.numbers import MISSING, integer, percent, significant
 from reports.draw.table import Cell, Column, Table, failed_cell, name_cell
 from reports.results.load import Results, is_number
 from reports.results.series import Series
-from reports.results.statistics import paired_mean_difference, wilson
 
 #: How an adaptation is called, in the order of the table.
 NAMES = {
@@ -54,8 +54,8 @@ def adaptation_table(results: Results) -> Table | None:
     notes = [f" {placement}." for placement in placements]
     if has_seeds:
         notes.append(
-            " Prompts of all seeds are pooled as if each were drawn on its own: the intervals leave out that "
-            "models of different seeds differ."
+            " The prompts of all seeds are pooled; the intervals allow for the differences between models of "
+            "different seeds."
         )
     return Table(
         name="adaptation",
@@ -137,30 +137,37 @@ def _numbers(point: Point, name: str) -> list[float | None]:
 
 
 def _share(values: Values, status: str | None, *, is_count: bool) -> Cell:
-    """The mean over all prompts; of ones and zeros with its Wilson interval."""
-    pooled = [value for numbers in values.values() for value in numbers if value is not None]
-    if not pooled:
+    """Return the mean over all prompts of all seeds; of ones and zeros with its Wilson interval."""
+    seeds = [[value for value in numbers if value is not None] for numbers in values.values()]
+    seeds = [numbers for numbers in seeds if numbers]
+    if not seeds:
         return failed_cell(status)
+    num_prompts = sum(map(len, seeds))
     note = ""
     if is_count:
-        low, high = wilson(sum(pooled), len(pooled))
-        note = f"[{100 * low:.1f}%, {100 * high:.1f}%] of {len(pooled):,}"
-    return Cell(text=f"{100 * sum(pooled) / len(pooled):.1f}%", note=note)
+        low, high = wilson_interval_over_seeds([round(sum(n)) for n in seeds], [len(n) for n in seeds])
+        note = f"[{100 * low:.1f}%, {100 * high:.1f}%] of {num_prompts:,}"
+    return Cell(text=f"{100 * sum(map(sum, seeds)) / num_prompts:.1f}%", note=note)
 
 
 def _gain(values: Values, others: Values, *, is_same: bool) -> Cell:
-    """The mean difference on the prompts of the seeds that both have; a dash for a rival over itself."""
+    """Return the mean difference on the prompts of the seeds that both have; a dash for a rival over
+    itself."""
     pairs = [
-        (own, other)
+        [
+            own - other
+            for own, other in zip(numbers, others[seed], strict=True)
+            if own is not None and other is not None
+        ]
         for seed, numbers in values.items()
         if len(numbers) == len(others.get(seed, ()))
-        for own, other in zip(numbers, others[seed], strict=True)
-        if own is not None and other is not None
     ]
-    if is_same or not pairs:
+    gaps = [numbers for numbers in pairs if numbers]
+    if is_same or not gaps:
         return Cell(text=MISSING)
-    gain, low, high = paired_mean_difference([own for own, _ in pairs], [other for _, other in pairs])
-    return Cell(text=f"{100 * gain:+.2f}", note=f"[{100 * low:+.2f}, {100 * high:+.2f}]")
+    gain, low, high = two_level_ratio(gaps, [[1.0] * len(numbers) for numbers in gaps])
+    note = "" if low is None or high is None else f"[{100 * low:+.2f}, {100 * high:+.2f}]"
+    return Cell(text=f"{100 * gain:+.2f}", note=note)
 
 
 def _mean(points: list[Point], name: str) -> float | None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from harness.measure.memory import PeakMemory
-from harness.measure.statistics import percentile
 from harness.measure.time import copy_bytes_per_s, matmul_flops_per_s, time_call_ms
 from harness.record import environment
 from harness.record.outcomes import is_out_of_memory, outcome
@@ -28,14 +27,6 @@ def test_the_ceilings_are_bytes_and_operations_over_the_median(monkeypatch: pyte
     assert copy_bytes_per_s(CPU, num_bytes=1000, num_calls=3) == pytest.approx(2 * 1000 / 4e-3)
     flops = matmul_flops_per_s(CPU, torch.bfloat16, width=8, num_calls=3)
     assert flops == pytest.approx(2 * 8**3 / 4e-3)
-
-
-@pytest.mark.parametrize(
-    ("fraction", "expected"), [(0.0, 1.0), (0.5, 2.5), (1.0, 4.0), (0.1, 1.3), (0.25, 1.75)]
-)
-def test_percentiles_interpolate(fraction: float, expected: float) -> None:
-    assert percentile([4.0, 1.0, 3.0, 2.0], fraction) == pytest.approx(expected)
-    assert percentile([7.0], fraction) == 7.0
 
 
 def test_peak_memory_is_the_most_that_the_block_held_at_once() -> None:

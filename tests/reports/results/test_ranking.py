@@ -40,6 +40,41 @@ def test_models_are_paired_on_the_same_data_alone(builder: ModuleType, tmp_path:
     assert rows["transformer"].numbers["bits_per_byte"] is not None and rows["transformer"].behind is None
 
 
+def test_seeds_that_agree_do_not_narrow_a_difference(builder: ModuleType, tmp_path: Path) -> None:
+    def same(point: Point) -> Point:
+        return (
+            replace(
+                builder.perplexity_point(point.arch, point.cell["context_tokens"], run_id=point.run_id),
+                seed=point.seed,
+            )
+            if point.task == "perplexity"
+            else point
+        )
+
+    found = []
+    for folder, seeds in (("once", (0,)), ("five", (0, 1, 2, 3, 4))):
+        builder.write_experiment(tmp_path / folder, archs=ARCHS, seeds=seeds, change=same)
+        found.append([row.behind for row in make_ranking(load([tmp_path / folder])).rows[1:]])
+    for once, five in zip(*found, strict=True):
+        assert once.low < once.value < once.high
+        assert five == pytest.approx(once)
+
+
+def test_one_document_tells_no_two_models_apart(builder: ModuleType, tmp_path: Path) -> None:
+    def shorten(point: Point) -> Point:
+        samples = {name: values[:1] for name, values in point.samples.items()}
+        return replace(point, samples=samples) if point.task == "perplexity" else point
+
+    builder.write_experiment(tmp_path, archs=ARCHS, change=shorten)
+    results = load([tmp_path])
+    ranking = make_ranking(results)
+    for row in ranking.rows[1:]:
+        assert row.behind is not None and row.behind.value > 0
+        assert row.behind.low is None and row.behind.high is None
+    assert "cannot be told apart" in dict(findings(results, ranking))["Fewest bits per byte"]
+    assert ranking_table(ranking).rows[1][4].note == ""
+
+
 def test_who_failed_there_comes_last_and_is_named(builder: ModuleType, tmp_path: Path) -> None:
     def change(point: Point) -> Point:
         is_hit = point.task == "perplexity" and point.arch == "mamba" and point.cell["context_tokens"] == 4096

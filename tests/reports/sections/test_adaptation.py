@@ -117,12 +117,14 @@ def test_prompts_without_a_number_leave_as_pairs(builder: ModuleType, tmp_path: 
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
-def test_the_caption_names_what_the_intervals_leave_out(
+def test_the_caption_says_how_several_seeds_enter(
     builder: ModuleType, tmp_path: Path, seeds: tuple[int, ...]
 ) -> None:
     points = [adaptation_point(name, seed) for seed in seeds for name in ("base", "expert")]
     caption = adaptation_table(results_of(builder, tmp_path, points, seeds=seeds)).caption
-    assert ("models of different seeds differ" in caption) == (len(seeds) > 1)
+    assert ("intervals allow for the differences between models of different seeds" in caption) == (
+        len(seeds) > 1
+    )
 
 
 def test_the_caption_says_where_lora_stands(builder: ModuleType, tmp_path: Path) -> None:
