@@ -1,96 +1,92 @@
-"""Curves over context, position or step."""
+"""Draw a prepared plot as PNG and SVG."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
-from reports.draw.numbers import joined
+from reports.draw.plot import Axis, Curve, Plot
 from reports.draw.style import (
     MUTED,
     Picture,
     context_axis,
     drawing,
     legend,
+    log_axis,
     mark_trained,
     new_figure,
     position_axis,
     save,
 )
-from reports.results.load import Results
-from reports.results.queries import longest_trained
-from reports.results.series import Series
-
-PERCENT_LIMITS = (-3, 103)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A series' values over x, and the ends of their intervals where known."""
-
-    series: Series
-    x: list[float]
-    y: list[float]
-    low: list[float] | None = None
-    high: list[float] | None = None
-
-
-def names_of(lines: list[Line]) -> str:
-    """The architectures in a picture, for its alternative text."""
-    return joined([line.series.label for line in lines])
-
-
-def plot(axes: Axes, line: Line, *, has_markers: bool = True) -> None:
-    """Draws a line, with its interval as a band."""
-    series = line.series
-    marker = series.marker if has_markers else ""
-    axes.plot(line.x, line.y, marker=marker, color=series.colour, linestyle=series.line_style)
-    if line.low and line.high:
-        axes.fill_between(line.x, line.low, line.high, color=line.series.colour, alpha=0.06, linewidth=0)
-
-
-def distinct(lines: list[Line]) -> list[Series]:
-    """Return the series of the lines, each one once."""
-    return list({line.series.key: line.series for line in lines}.values())
-
-
-def token_curves(
-    results: Results,
-    output: Path,
-    lines: list[Line],
-    *,
-    name: str,
-    title: str,
-    y_label: str,
-    caption: str,
-    is_position: bool = False,
-    level: float | None = None,
-    y_limits: tuple[float, float] | None = None,
-) -> Picture | None:
-    """Quality curves over a logarithmic token axis, the longest trained length marked."""
-    if not lines:
-        return None
-    x_name = "position" if is_position else "context"
+def draw(plot: Plot, output: Path) -> Picture:
+    """Write `<output>/<name>.png` and return the figure for the page."""
+    circle = Line2D([], [], color=MUTED, marker="o", mfc="none", ms=8, ls="", label=plot.circle_label)
     with drawing():
         figure, axes = new_figure()
-        for line in lines:
-            plot(axes, line)
-        if level is not None:
-            axes.axhline(level, color=MUTED, linestyle="--", linewidth=1)
-        (position_axis if is_position else context_axis)(axes, [x for line in lines for x in line.x])
-        axes.set_ylabel(y_label)
-        if y_limits:
-            axes.set_ylim(y_limits)
-        mark_trained(axes, longest_trained(results))
-        legend(figure, [line.series for line in lines])
+        for curve in plot.curves:
+            _draw_curve(axes, curve, plot.style)
+        for curve in plot.circled:
+            _draw_circles(axes, curve)
+        if plot.level is not None:
+            axes.axhline(plot.level, color=MUTED, linestyle="--", linewidth=1)
+        _set_x_axis(axes, plot)
+        _set_y_axis(axes, plot.y)
+        mark_trained(axes, plot.trained_tokens)
+        legend(figure, plot.series, [circle] if plot.circled else [], has_lines=plot.style != "markers")
         return save(
             figure,
             output,
-            name=name,
-            title=title,
-            caption=caption,
-            alternative_text=f"{title}: {y_label} against {x_name} in tokens, a line each for "
-            f"{names_of(lines)}.",
+            name=plot.name,
+            title=plot.title,
+            caption=plot.caption,
+            alternative_text=plot.alternative_text,
         )
+
+
+def _draw_curve(axes: Axes, curve: Curve, style: str) -> None:
+    """Draw a curve, with its interval as a band."""
+    series = curve.series
+    if style == "markers":
+        axes.plot(curve.x, curve.y, marker=series.marker, color=series.colour, ls="", ms=8, alpha=0.9)
+        return
+    marker = series.marker if style == "lines with markers" else ""
+    axes.plot(curve.x, curve.y, marker=marker, color=series.colour, linestyle=series.line_style)
+    if curve.low and curve.high:
+        axes.fill_between(curve.x, curve.low, curve.high, color=series.colour, alpha=0.06, linewidth=0)
+
+
+def _draw_circles(axes: Axes, curve: Curve) -> None:
+    axes.plot(
+        curve.x,
+        curve.y,
+        linestyle="",
+        marker="o",
+        markersize=9,
+        markerfacecolor="none",
+        markeredgewidth=1.6,
+        markeredgecolor=curve.series.colour,
+        zorder=5,
+    )
+
+
+def _set_x_axis(axes: Axes, plot: Plot) -> None:
+    values = [x for curve in plot.curves for x in curve.x]
+    if plot.x.scale == "contexts":
+        context_axis(axes, values)
+    elif plot.x.scale == "positions":
+        position_axis(axes, values)
+    elif plot.x.scale == "log":
+        log_axis(axes, plot.x.label, "x")
+    axes.set_xlabel(plot.x.label)
+
+
+def _set_y_axis(axes: Axes, axis: Axis) -> None:
+    if axis.scale == "log":
+        log_axis(axes, axis.label)
+    axes.set_ylabel(axis.label)
+    if axis.limits:
+        axes.set_ylim(axis.limits)

@@ -56,9 +56,13 @@ class Results:
         """Return what the task declares of its numbers, as the newest header that names it says."""
         return next((h.metrics[task] for h in reversed(self.headers) if task in h.metrics), ())
 
-    def of(self, task: str) -> list[Point]:
-        """All shown points of a task, whatever their status."""
-        return [point for point in self.points if point.task == task]
+    def of(self, task: str, series: Series | None = None) -> list[Point]:
+        """Return the shown points of a task, whatever their status; those of one series where it is given."""
+        return [
+            point
+            for point in self.points
+            if point.task == task and (series is None or (point.arch, point.size) == series.key)
+        ]
 
     def ok(self, task: str) -> list[Point]:
         """The measured points of a task."""
@@ -76,7 +80,7 @@ class Results:
 
     def samples(self, series: Series, task: str) -> list[Point]:
         """The measured points of one architecture, for their raw samples and details."""
-        return [point for point in self.ok(task) if (point.arch, point.size) == series.key]
+        return [point for point in self.of(task, series) if point.status == "ok"]
 
 
 def aggregate(points: Iterable[Point]) -> pd.DataFrame:

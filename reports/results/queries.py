@@ -68,14 +68,19 @@ def latency_table(results: Results) -> pd.DataFrame:
     return table
 
 
+def rows_of(frame: pd.DataFrame, series: Series) -> pd.DataFrame:
+    """Return the rows of one series."""
+    return frame[(frame["arch"] == series.arch) & (frame["size"] == series.size)]
+
+
 def lookup(frame: pd.DataFrame, series: Series, metric: str, **cell: object) -> float | None:
-    """One number of a table, None where it is missing."""
+    """Return one number of a table; None where it is missing."""
     if metric not in frame:
         return None
-    is_row = (frame["arch"] == series.arch) & (frame["size"] == series.size)
+    rows = rows_of(frame, series)
     for name, value in cell.items():
-        is_row &= frame[name] == value
-    found = frame.loc[is_row, metric].dropna()
+        rows = rows[rows[name] == value]
+    found = rows[metric].dropna()
     return float(found.iloc[0]) if len(found) else None
 
 

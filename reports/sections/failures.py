@@ -8,11 +8,28 @@ from harness.record.schema import Point
 from reports.draw.numbers import MISSING, STATUS_WORDS, integer
 from reports.draw.table import Cell, Column, Table, name_cell
 from reports.results.load import Results
+from reports.sections.base import Folded, Section
+
+
+def section(results: Results) -> Section:
+    """Return the section; it says so where nothing failed."""
+    table = failures_table(results)
+    damaged = results.damaged_lines
+    return Section(
+        anchor="failures",
+        title="What did not work",
+        notes=[] if table.rows else ["Every cell that was tried gave a number."],
+        tables=[table] if table.rows else [],
+        folded=[Folded(title=f"Damaged record lines ({len(damaged)})", texts=["\n".join(damaged)])]
+        if damaged
+        else [],
+    )
 
 
 def failures_table(results: Results) -> Table:
-    """Everything that was tried and gave no number, with its reason; cells of one architecture, task
-    and seed that failed alike share a row."""
+    """Return all that was tried and gave no number, with the reason.
+
+    Cells of one architecture, task and seed that failed alike share a row."""
     labels = {series.key: series for series in results.series}
     groups: dict[tuple[object, ...], list[Point]] = {}
     for point in results.failures():
@@ -48,8 +65,7 @@ def failures_table(results: Results) -> Table:
 
 
 def cells_text(cells: list[dict[str, object]]) -> str:
-    """One cell in words; several as the values of each coordinate where they form a whole grid, else
-    one by one."""
+    """Return cells in words: the values of each coordinate where they form a whole grid, else one by one."""
     if len(cells) == 1:
         return cell_text(cells[0])
     values = {name: list(dict.fromkeys(str(cell.get(name)) for cell in cells)) for name in cells[0]}
@@ -60,7 +76,7 @@ def cells_text(cells: list[dict[str, object]]) -> str:
 
 
 def cell_text(cell: dict[str, object]) -> str:
-    """A cell's coordinates: 1,024 tokens, depth 0.5"""
+    """Return a cell's coordinates: "1,024 tokens, depth 0.5"."""
     parts = []
     for name, value in cell.items():
         if name == "context_tokens" and isinstance(value, (int, float)):

@@ -1,15 +1,15 @@
-"""What was run on what: experiments, commands, machines, and what to know before comparing anything."""
+"""Where the numbers come from: experiments, commands, machines, and warnings about comparing them."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 from reports.draw.numbers import MISSING, bytes_text, joined
 from reports.draw.table import Cell, Column, Table
 from reports.results.load import Results, is_number
+from reports.sections.base import Folded, Section
 
 #: Environment entries that decide times; if they differ, times are not comparable.
 MACHINE_KEYS = ("cpu_name", "num_cpus", "gpu_name", "driver", "cuda", "torch", "platform")
@@ -28,46 +28,46 @@ TITLES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A run as the report lists it: its configuration in full and the command that repeats it."""
+def section(results: Results) -> Section:
+    """Return the section on machines, software and commands."""
+    return Section(
+        anchor="run",
+        title="What was run on what",
+        tables=[environment_table(results)],
+        texts=[("The command", "\n".join(commands(results)))],
+    )
 
-    name: str
-    started_at: str
-    command: str
-    config_hash: str
-    data_hash: str
-    config_json: str
+
+def configuration_section(results: Results) -> Section:
+    """Return the section on the configurations: one entry per run, by job name and then by time."""
+    return Section(
+        anchor="config",
+        title="Configuration of every run",
+        folded=[
+            Folded(
+                title=header.job,
+                note=f"Started {header.started_at}, configuration {header.config_hash}, "
+                f"data {header.data_hash or MISSING}",
+                texts=[header.command, json.dumps(header.config, indent=2, ensure_ascii=False)],
+            )
+            for header in sorted(results.headers, key=lambda header: header.job)
+        ],
+    )
 
 
 def experiment_names(results: Results) -> str:
-    """The experiments' names; the folders' where the records name none."""
+    """Return the experiments' names; the folders' where the records name none."""
     names = list(dict.fromkeys(header.experiment for header in results.headers if header.experiment))
     return joined(names or [folder.resolve().name for folder in results.folders])
 
 
 def commands(results: Results) -> list[str]:
-    """The distinct commands of the shown runs, oldest first."""
+    """Return the distinct commands of the shown runs, oldest first."""
     return list(dict.fromkeys(header.command for header in results.headers if header.command))
 
 
-def jobs(results: Results) -> list[Job]:
-    """One entry a run, by job name and then by time."""
-    return [
-        Job(
-            name=header.job,
-            started_at=header.started_at,
-            command=header.command,
-            config_hash=header.config_hash,
-            data_hash=header.data_hash or MISSING,
-            config_json=json.dumps(header.config, indent=2, ensure_ascii=False),
-        )
-        for header in sorted(results.headers, key=lambda header: header.job)
-    ]
-
-
 def environment_table(results: Results) -> Table:
-    """Every recorded fact; where runs differ, each value with its number of runs."""
+    """Return every recorded fact; where runs differ, each value with its number of runs."""
     keys = [
         key for header in results.headers for key, value in header.environment.items() if value is not None
     ]
@@ -105,8 +105,8 @@ def _fact(value: Any, key: str = "") -> str:
     return str(value)
 
 
-def machines(results: Results) -> int:
-    """How many different machines or torch versions the runs with times come from."""
+def num_machines(results: Results) -> int:
+    """Return how many different machines or versions of torch the runs with times come from."""
     timed = {p.run_id for p in results.points if any(_is_time(name) for name in p.metrics)}
     facts = [header.environment for header in results.headers if header.run_id in timed]
     return len({tuple(_fact(fact.get(key)) for key in MACHINE_KEYS) for fact in facts})
@@ -117,7 +117,7 @@ def _is_time(metric: str) -> bool:
 
 
 def warnings(results: Results) -> list[str]:
-    """What a reader must know before comparing anything."""
+    """Return what a reader must know before comparing anything."""
     found = []
     if results.damaged_lines:
         found.append(
@@ -135,7 +135,7 @@ def warnings(results: Results) -> list[str]:
         found.append(
             f"{results.num_superseded} older measurements of the same cells were replaced by newer runs."
         )
-    if (count := machines(results)) > 1:
+    if (count := num_machines(results)) > 1:
         found.append(f"The runs come from {count} different machines or versions: compare times with care.")
     if (num_workers := max((h.config.get("num_workers", 1) for h in results.headers), default=1)) > 1:
         found.append(

@@ -15,8 +15,17 @@ from reports.draw.table import (
     spread,
 )
 from reports.results.load import Results
-from reports.results.ranking import Ranking, Row
+from reports.results.ranking import Ranking, Row, make_ranking
 from reports.results.statistics import Pooled
+from reports.sections.base import Section
+
+
+def section(results: Results) -> Section | None:
+    """Return the section; None where no architecture was measured."""
+    if not results.series:
+        return None
+    table = ranking_table(make_ranking(results))
+    return Section(anchor="ranking", title="Ranking", tables=[table], footnotes=ranking_notes(results))
 
 
 def ranking_table(ranking: Ranking) -> Table:

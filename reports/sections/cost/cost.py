@@ -1,24 +1,22 @@
-"""Tables about time, memory and state: crossovers, all latency cells, dispatch, learning rates."""
+"""Time, memory, state and FLOPs against context, and where architectures cross the Transformer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.lines import Line2D
 
-from reports.draw.curves import Line, names_of, plot
 from reports.draw.numbers import MISSING, bytes_text, integer, significant
-from reports.draw.style import MUTED, Picture, context_axis, drawing, legend, log_axis, new_figure, save
+from reports.draw.plot import CONTEXT_AXIS, Axis, Curve, Plot
 from reports.draw.table import Cell, Column, Table, failed_cell, name_cell
 from reports.results.crossover import REFERENCE_ARCH, Crossover, Interval, crossovers, shared_contexts
 from reports.results.load import Results
 from reports.results.queries import cost_map, latency_table
 from reports.results.series import Series
+from reports.sections.base import Section, fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +33,19 @@ class Cost:
 
 
 COSTS = (
-    Cost(name="prefill", key="median_ms", phase="prefill", title="Prefill time", axis="ms a prompt"),
-    Cost(name="decode", key="median_ms", phase="decode", title="Decode time", axis="ms a token"),
+    Cost(name="prefill", key="median_ms", phase="prefill", title="Prefill time", axis="ms per prompt"),
+    Cost(name="decode", key="median_ms", phase="decode", title="Decode time", axis="ms per token"),
     Cost(name="memory", key="peak_memory_bytes", phase="prefill", title="Peak memory", axis="bytes"),
     Cost(name="state", key="state_bytes", phase="decode", title="State, measured", axis="bytes"),
     Cost(name="predicted_state", key="state_bytes", phase=None, title="State, by formula", axis="bytes"),
-    Cost(name="flops", key="decode_flops_per_token", phase=None, title="Decode FLOPs", axis="FLOPs a token"),
-)  # fmt: skip
+    Cost(
+        name="flops",
+        key="decode_flops_per_token",
+        phase=None,
+        title="Decode FLOPs",
+        axis="FLOPs per token",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ class CostCurves:
     spreads: dict[tuple[str, str], dict[float, Interval]]
 
     def crossings(self, series: Series, all_series: list[Series]) -> list[Crossover]:
-        """Crossings of a series with the reference architecture of its size."""
+        """Return where a series crosses the reference architecture of its size."""
         reference = (REFERENCE_ARCH, series.size)
         if series.arch == REFERENCE_ARCH or reference not in {other.key for other in all_series}:
             return []
@@ -66,8 +70,38 @@ class CostCurves:
         )
 
 
+def section(results: Results) -> Section:
+    """Return the section; it says so where no cost was measured."""
+    anchor, title = "cost", "Cost against context"
+    all_curves = cost_curves(results)
+    if not all_curves and not results.of("latency"):
+        return Section(anchor=anchor, title=title, notes=["No cost was measured."])
+    notes, tables = [], []
+    batch_sizes = [entry.batch_size for entry in all_curves if entry.cost.phase]
+    smallest = min(batch_sizes, default=1)
+    drawn = [entry for entry in all_curves if entry.cost.phase is None or entry.batch_size == smallest]
+    plots = (cost_plot(results, entry) for entry in drawn)
+    if all_curves and not any(entry.cost.name == "memory" for entry in all_curves):
+        notes.append("Peak memory was not recorded on this device.")
+    if len(set(batch_sizes)) > 1:
+        notes.append("Figures show the smallest batch; the tables hold the others.")
+    crossings = crossover_table(results, all_curves)
+    if crossings.rows:
+        tables.append(crossings)
+    else:
+        notes.append("Crossovers need the Transformer and another architecture at shared contexts.")
+    return Section(
+        anchor=anchor,
+        title=title,
+        notes=notes,
+        figures=[plot for plot in plots if plot],
+        tables=tables,
+        folded=fold("Every latency cell", latency_cells_table(results) if results.of("latency") else None),
+    )
+
+
 def cost_curves(results: Results) -> list[CostCurves]:
-    """All costs at all batch sizes, those without a single number left out."""
+    """Return all costs at all batch sizes, without those that have no number."""
     latency = latency_table(results)
     found = []
     for cost in COSTS:
@@ -93,8 +127,9 @@ def _measured(cost: Cost, batch_size: float, part: pd.DataFrame) -> CostCurves:
 
 
 def crossover_table(results: Results, all_curves: list[CostCurves]) -> Table:
-    """One row an architecture, one column a cost: where it crosses the reference, or which side it
-    stays on. No rows where the reference is not among the results."""
+    """Return where each architecture crosses the reference in each cost, or which side it stays on.
+
+    There are no rows where the reference is not among the results."""
     columns = [Column(title="Architecture", is_numeric=False)]
     for entry in all_curves:
         unit = f"batch {integer(entry.batch_size)}" if entry.cost.phase else ""
@@ -145,7 +180,7 @@ def _ratio_text(ratio: float) -> str:
 
 
 def latency_cells_table(results: Results) -> Table:
-    """Every latency cell, failures in their place."""
+    """Return every latency cell, failures in their place."""
     table = latency_table(results)
     labels = {series.key: series for series in results.series}
     rows = []
@@ -181,6 +216,7 @@ def latency_cells_table(results: Results) -> Table:
 
 
 def latency_start(cell: Mapping[Any, Any], series: Series) -> list[Cell]:
+    """Return the first four cells of a row: phase, context, batch and architecture."""
     context, batch_size = (
         value if isinstance(value := cell.get(name), (int, float)) else None
         for name in ("context_tokens", "batch_size")
@@ -205,47 +241,34 @@ def _latency_numbers(row: Mapping[Any, Any]) -> list[Cell]:
     ]
 
 
-def cost_figure(results: Results, entry: CostCurves, output: Path) -> Picture | None:
-    """One cost against context on log axes, crossovers with the Transformer circled. A zero, such as
-    memory too little to show, has no place on such an axis and is left out."""
-    lines = [
-        Line(series=series, x=list(drawn), y=list(drawn.values()))
+def cost_plot(results: Results, entry: CostCurves) -> Plot | None:
+    """Prepare one cost against context on log axes, its crossings with the Transformer circled.
+
+    A zero, such as memory too little to show, has no place on such an axis and is left out; None where
+    nothing is left."""
+    curves = [
+        Curve(series=series, x=list(drawn), y=list(drawn.values()))
         for series in results.series
         if (drawn := {x: y for x, y in sorted(entry.curves.get(series.key, {}).items()) if y > 0})
     ]
-    if not lines:
+    if not curves:
         return None
-    crossings = {series.label: entry.crossings(series, results.series) for series in results.series}
-    with drawing():
-        figure, axes = new_figure()
-        for line in lines:
-            plot(axes, line)
-        for series in results.series:
-            for crossing in crossings[series.label]:
-                axes.plot(
-                    crossing.context_tokens,
-                    crossing.value,
-                    marker="o",
-                    markersize=9,
-                    markerfacecolor="none",
-                    markeredgewidth=1.6,
-                    markeredgecolor=series.colour,
-                    zorder=5,
-                )
-        context_axis(axes, [x for line in lines for x in line.x])
-        log_axis(axes, entry.cost.axis)
-        circle = Line2D([], [], color=MUTED, marker="o", mfc="none", ms=8, ls="", label="crosses Transformer")
-        num_crossings = sum(len(found) for found in crossings.values())
-        legend(figure, [line.series for line in lines], [circle] if num_crossings else [])
-        batch = f", batch {integer(entry.batch_size)}" if entry.cost.phase else ""
-        found = f"{num_crossings} crossover{'s' if num_crossings != 1 else ''} with the Transformer circled"
-        return save(
-            figure,
-            output,
-            name=f"{entry.cost.name}_batch{entry.batch_size:g}" if entry.cost.phase else entry.cost.name,
-            title=f"{entry.cost.title}{batch}",
-            caption=f"{entry.cost.title} ({entry.cost.axis}{batch}) against context, both axes logarithmic; "
-            f"lower is better; {found if num_crossings else 'no curve crosses the Transformer’s'}.",
-            alternative_text=f"{entry.cost.title} against context in tokens, a line each for "
-            f"{names_of(lines)}; {found}.",
-        )
+    crossings = {series: entry.crossings(series, results.series) for series in results.series}
+    num_crossings = sum(len(found) for found in crossings.values())
+    batch = f", batch {integer(entry.batch_size)}" if entry.cost.phase else ""
+    found = f"{num_crossings} crossover{'s' if num_crossings != 1 else ''} with the Transformer circled"
+    return Plot(
+        name=f"{entry.cost.name}_batch{entry.batch_size:g}" if entry.cost.phase else entry.cost.name,
+        title=f"{entry.cost.title}{batch}",
+        caption=f"{entry.cost.title} ({entry.cost.axis}{batch}) against context, both axes logarithmic; "
+        f"lower is better; {found if num_crossings else 'no curve crosses the Transformer’s'}.",
+        x=CONTEXT_AXIS,
+        y=Axis(label=entry.cost.axis, scale="log"),
+        curves=curves,
+        circled=[
+            Curve(series=series, x=[one.context_tokens for one in found], y=[one.value for one in found])
+            for series, found in crossings.items()
+            if found
+        ],
+        circle_label="crosses Transformer",
+    )

@@ -6,11 +6,24 @@ from reports.draw.numbers import significant
 from reports.draw.table import Cell, Column, Table, number_cell
 from reports.results.load import Results
 from reports.results.queries import latency_table
+from reports.sections.base import Section
 from reports.sections.cost.cost import latency_start
 
 
+def section(results: Results) -> Section | None:
+    """Return the section; None where no architecture dispatches."""
+    table = dispatch_table(results)
+    if table is None:
+        return None
+    note = (
+        "A dispatching architecture first reads the whole prompt to choose its experts and then answers; "
+        "its time to first token holds both passes. This is what the first one takes."
+    )
+    return Section(anchor="dispatch", title="Dispatch", notes=[note], tables=[table])
+
+
 def dispatch_table(results: Results) -> Table | None:
-    """Dispatch beside the prefill it belongs to; None where no architecture dispatches."""
+    """Return dispatch beside the prefill that it is part of; None where no architecture dispatches."""
     table = latency_table(results)
     table = table[table["dispatch_ms"].notna()]
     if table.empty:

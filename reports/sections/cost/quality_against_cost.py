@@ -1,113 +1,85 @@
-"""Quality against cost."""
+"""Quality against cost, one marker per architecture."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 
-from reports.draw.curves import PERCENT_LIMITS
-from reports.draw.numbers import integer, joined
-from reports.draw.style import Picture, drawing, legend, log_axis, new_figure, save
+from reports.draw.numbers import integer
+from reports.draw.plot import PERCENT_AXIS, Axis, Curve, Plot
 from reports.results.load import Results
 from reports.results.queries import cost_map
-from reports.results.ranking import Ranking
+from reports.results.ranking import Ranking, make_ranking
+from reports.sections.base import Section
+
+#: Series key -> number, None where it is missing.
+Values = Mapping[tuple[str, str], float | None]
 
 
-def scatter_figures(results: Results, ranking: Ranking, output: Path) -> list[Picture]:
-    """Quality against cost: one point an architecture."""
-    bits = {row.series.key: row.numbers["bits_per_byte"] for row in ranking.rows}
-    bits_label = f"bits per byte at {integer(ranking.context_tokens)} tokens"
-    beyond = {
+def section(results: Results) -> Section:
+    """Return the section; it says so where no architecture has both a quality and a cost."""
+    figures = quality_plots(results)
+    notes = [] if figures else ["No architecture has both a quality and a cost."]
+    return Section(anchor="quality-cost", title="Quality against cost", notes=notes, figures=figures)
+
+
+def quality_plots(results: Results) -> list[Plot]:
+    """Prepare loss against times and FLOPs, and the needle against state, at the cells of the ranking."""
+    ranking = make_ranking(results)
+    bits: Values = {row.series.key: row.numbers["bits_per_byte"] for row in ranking.rows}
+    bits_axis = Axis(label=f"bits per byte at {integer(ranking.context_tokens)} tokens")
+    plots = []
+    for phase, what in (("prefill", "ms per prompt"), ("decode", "ms per token")):
+        at = integer(ranking.phase_context_tokens[phase])
+        times: Values = {row.series.key: row.numbers[f"{phase}_ms"] for row in ranking.rows}
+        title = f"Loss against {phase} time"
+        plots.append(
+            _plot(ranking, f"quality_{phase}", title, times, f"{what} at {at} tokens", bits, bits_axis)
+        )
+    flops, flops_label = _flops(results, ranking)
+    plots.append(
+        _plot(ranking, "quality_flops", "Loss against arithmetic", flops, flops_label, bits, bits_axis)
+    )
+    state: Values = {row.series.key: row.numbers["state_bytes"] for row in ranking.rows}
+    state_label = f"state bytes at {integer(ranking.state_context_tokens)} tokens"
+    beyond: Values = {
         row.series.key: None if row.needle_beyond is None else 100 * row.needle_beyond.accuracy
         for row in ranking.rows
     }
-    panels: list[
-        tuple[str, str, dict[tuple[str, str], float | None], str, dict[tuple[str, str], float | None], str]
-    ]
-    panels = []
-    for phase, what in (("prefill", "ms a prompt"), ("decode", "ms a token")):
-        times = {row.series.key: row.numbers[f"{phase}_ms"] for row in ranking.rows}
-        at = integer(ranking.phase_context_tokens[phase])
-        panels.append(
-            (
-                f"quality_{phase}",
-                f"Loss against {phase} time",
-                times,
-                f"{what} at {at} tokens",
-                bits,
-                bits_label,
-            )
-        )
-    flops, flops_at = _flops_at(results, ranking)
-    panels.append(
-        (
-            "quality_flops",
-            "Loss against arithmetic",
-            flops,
-            f"FLOPs a decoded token at {flops_at}",
-            bits,
-            bits_label,
-        )
-    )
-    state = {row.series.key: row.numbers["state_bytes"] for row in ranking.rows}
-    state_label = f"state bytes at {integer(ranking.state_context_tokens)} tokens"
-    panels.append(
-        (
-            "needle_state",
-            "Needle beyond the trained lengths against state",
-            state,
-            state_label,
-            beyond,
-            "exact match (%)",
-        )
-    )
-    pictures = [_scatter(ranking, output, *panel) for panel in panels]
-    return [picture for picture in pictures if picture]
+    title = "Needle beyond the trained lengths against state"
+    plots.append(_plot(ranking, "needle_state", title, state, state_label, beyond, PERCENT_AXIS))
+    return [plot for plot in plots if plot]
 
 
-def _flops_at(results: Results, ranking: Ranking) -> tuple[dict[tuple[str, str], float | None], str]:
-    """Decode FLOPs a token at the first context of the cost card from the ranking's context on."""
+def _flops(results: Results, ranking: Ranking) -> tuple[Values, str]:
+    """Return decode FLOPs per token at the first context of the cost card from the ranking's context on, and
+    their label."""
     maps = {row.series.key: cost_map(results, row.series, "decode_flops_per_token") for row in ranking.rows}
     least = ranking.context_tokens or 0
     known = sorted({x for curve in maps.values() for x in curve})
     context = next((x for x in known if x >= least), known[-1] if known else math.nan)
-    return {key: curve.get(context) for key, curve in maps.items()}, f"{integer(context)} tokens"
+    label = f"FLOPs per decoded token at {integer(context)} tokens"
+    return {key: curve.get(context) for key, curve in maps.items()}, label
 
 
-def _scatter(
-    ranking: Ranking,
-    output: Path,
-    name: str,
-    title: str,
-    x: dict[tuple[str, str], float | None],
-    x_label: str,
-    y: dict[tuple[str, str], float | None],
-    y_label: str,
-) -> Picture | None:
-    marks = [
-        (series, cost, quality)
+def _plot(
+    ranking: Ranking, name: str, title: str, costs: Values, cost_label: str, quality: Values, y: Axis
+) -> Plot | None:
+    curves = [
+        Curve(series=series, x=[x], y=[value])
         for series in sorted((row.series for row in ranking.rows), key=lambda series: series.label.lower())
-        if (cost := x[series.key]) and (quality := y[series.key]) is not None
+        if (x := costs[series.key]) and (value := quality[series.key]) is not None
     ]
-    if not marks:
+    if not curves:
         return None
-    shown = [series for series, _, _ in marks]
-    with drawing():
-        figure, axes = new_figure()
-        for series, cost, quality in marks:
-            axes.plot(cost, quality, marker=series.marker, color=series.colour, ls="", ms=8, alpha=0.9)
-        log_axis(axes, x_label, "x")
-        axes.set_ylabel(y_label)
-        if "%" in y_label:
-            axes.set_ylim(PERCENT_LIMITS)
-        legend(figure, shown, has_lines=False)
-        better = "lower" if y_label.startswith("bits") else "upper"
-        return save(
-            figure,
-            output,
-            name=name,
-            title=title,
-            caption=f"{y_label[0].upper()}{y_label[1:]} against {x_label} (log axis), one mark an "
-            f"architecture; the {better} left corner is best.",
-            alternative_text=f"{title}: a mark each for {joined([series.label for series in shown])}.",
-        )
+    better = "lower" if y is not PERCENT_AXIS else "upper"
+    return Plot(
+        name=name,
+        title=title,
+        caption=f"{y.label[0].upper()}{y.label[1:]} against {cost_label} (log axis), one marker per "
+        f"architecture; the {better} left corner is best.",
+        x=Axis(label=cost_label, scale="log"),
+        y=y,
+        curves=curves,
+        style="markers",
+    )

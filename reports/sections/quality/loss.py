@@ -1,73 +1,100 @@
-"""Loss against position and context."""
+"""The loss on test documents: against context, against position, by domain."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from harness.record.schema import Point
-from reports.draw.curves import Line, token_curves
 from reports.draw.numbers import MISSING, fixed, integer, significant
-from reports.draw.style import Picture
+from reports.draw.plot import CONTEXT_AXIS, POSITION_AXIS, Axis, Curve, Plot
 from reports.draw.table import Cell, Column, Table, interval_text, name_cell, number_cell, spread
 from reports.results.load import Results, is_number
-from reports.results.queries import contexts_of, lookup, status_of
+from reports.results.queries import contexts_of, longest_trained, lookup, rows_of, status_of
+from reports.sections.base import Section, fold
+
+#: Said wherever the loss of an architecture with experts stands beside the others'.
+HINT = (
+    "Perplexity and bits per byte of an architecture with experts use the expert of the document’s true "
+    "domain, a hint that no other architecture gets."
+)
 
 
-def loss_by_context(results: Results, output: Path) -> Picture | None:
-    """Bits per byte against context length."""
-    frame = results.table("perplexity")
-    if "bits_per_byte" not in frame:
-        return None
-    lines = []
-    for series in results.series:
-        own = frame[(frame["arch"] == series.arch) & (frame["size"] == series.size)]
-        own = own.dropna(subset=["bits_per_byte"]).sort_values("context_tokens")
-        if own.empty:
-            continue
-        ends = [
-            own[name].tolist() if name in own and own[name].notna().all() else None
-            for name in ("bits_per_byte_low", "bits_per_byte_high")
-        ]
-        values = (own["context_tokens"].tolist(), own["bits_per_byte"].tolist())
-        lines.append(Line(series=series, x=values[0], y=values[1], low=ends[0], high=ends[1]))
-    return token_curves(
-        results,
-        output,
-        lines,
-        name="bits_per_byte_by_context",
-        title="Loss against context",
-        y_label="bits per byte",
-        caption="Bits per byte on test documents against the tokens of context (log axis); lower is better. "
-        "Bands are 95% bootstrap intervals over documents.",
+def section(results: Results) -> Section:
+    """Return the section; it says so where no perplexity was measured."""
+    anchor, title = "loss", "Loss against position and context"
+    if not results.of("perplexity"):
+        return Section(anchor=anchor, title=title, notes=["No perplexity was measured."])
+    has_hint = any(point.details.get("adaptation") for point in results.ok("perplexity"))
+    figures = (loss_by_context(results), loss_by_position(results))
+    return Section(
+        anchor=anchor,
+        title=title,
+        notes=[HINT] if has_hint else [],
+        figures=[figure for figure in figures if figure],
+        folded=[
+            *fold("Every number", perplexity_table(results)),
+            *fold("By domain", domains_table(results)),
+        ],
     )
 
 
-def loss_by_position(results: Results, output: Path) -> Picture | None:
-    """Mean loss by position bucket, at the longest context each architecture was measured at."""
-    lines, contexts = [], set()
+def loss_by_context(results: Results) -> Plot | None:
+    """Prepare bits per byte against context length; None where there is none."""
+    frame = results.table("perplexity")
+    if "bits_per_byte" not in frame:
+        return None
+    curves = []
+    for series in results.series:
+        own = rows_of(frame, series).dropna(subset=["bits_per_byte"]).sort_values("context_tokens")
+        if own.empty:
+            continue
+        low, high = (
+            own[name].tolist() if name in own and own[name].notna().all() else None
+            for name in ("bits_per_byte_low", "bits_per_byte_high")
+        )
+        x, y = own["context_tokens"].tolist(), own["bits_per_byte"].tolist()
+        curves.append(Curve(series=series, x=x, y=y, low=low, high=high))
+    if not curves:
+        return None
+    return Plot(
+        name="bits_per_byte_by_context",
+        title="Loss against context",
+        caption="Bits per byte on test documents against the tokens of context (log axis); lower is better. "
+        "Bands are 95% bootstrap intervals over documents.",
+        x=CONTEXT_AXIS,
+        y=Axis(label="bits per byte"),
+        curves=curves,
+        trained_tokens=longest_trained(results),
+    )
+
+
+def loss_by_position(results: Results) -> Plot | None:
+    """Prepare the mean loss by position bucket, at the longest context of each architecture; None where no
+    buckets were recorded."""
+    curves, contexts = [], set()
     for series in results.series:
         points = [p for p in results.samples(series, "perplexity") if p.samples.get("bucket_loss_nats")]
         longest = max((p.cell.get("context_tokens", 0) for p in points), default=0)
-        curve = _bucket_means([p for p in points if p.cell.get("context_tokens", 0) == longest])
-        if curve:
+        means = _bucket_means([p for p in points if p.cell.get("context_tokens", 0) == longest])
+        if means:
             contexts.add(longest)
-            lines.append(Line(series=series, x=list(curve), y=list(curve.values())))
+            curves.append(Curve(series=series, x=list(means), y=list(means.values())))
+    if not curves:
+        return None
     at = " or ".join(integer(context) for context in sorted(contexts))
-    return token_curves(
-        results,
-        output,
-        lines,
+    return Plot(
         name="loss_by_position",
         title="Loss against position",
-        y_label="nats a token",
-        is_position=True,
-        caption=f"Mean loss in nats a token by position bucket, drawn at its last position; documents read "
-        f"with {at} tokens of context; lower is better. A curve that keeps falling uses what it read.",
+        caption="Mean loss in nats per token by position bucket, drawn at the bucket’s last position; "
+        f"documents read with {at} tokens of context; lower is better. A curve that keeps falling uses what "
+        "it read.",
+        x=POSITION_AXIS,
+        y=Axis(label="nats per token"),
+        curves=curves,
+        trained_tokens=longest_trained(results),
     )
 
 
 def _bucket_means(points: list[Point]) -> dict[float, float]:
-    """Last position of each bucket -> mean over seeds; buckets without tokens are left out."""
+    """Return the last position of each bucket -> its mean over seeds, without buckets that hold no token."""
     values: dict[float, list[float]] = {}
     for point in points:
         ends, losses = point.samples.get("bucket_end_tokens") or [], point.samples["bucket_loss_nats"]
@@ -78,33 +105,25 @@ def _bucket_means(points: list[Point]) -> dict[float, float]:
 
 
 def perplexity_table(results: Results) -> Table:
-    """Bits per byte, its interval and perplexity at every context length."""
+    """Return bits per byte with its interval, and perplexity, at every context length."""
     frame = results.table("perplexity")
     contexts = contexts_of(results, "perplexity")
+    names = ("bits_per_byte", "bits_per_byte_low", "bits_per_byte_high", "bits_per_byte_sd", "perplexity")
     rows = []
     for series in results.series:
         cells = [name_cell(series)]
         for context in contexts:
             value, low, high, sd, perplexity = (
-                lookup(frame, series, name, context_tokens=context)
-                for name in (
-                    "bits_per_byte",
-                    "bits_per_byte_low",
-                    "bits_per_byte_high",
-                    "bits_per_byte_sd",
-                    "perplexity",
-                )
+                lookup(frame, series, name, context_tokens=context) for name in names
             )
             note = interval_text(low, high, 3) + spread(sd) + f" ppl {significant(perplexity)}"
-            cells.append(
-                number_cell(value, fixed(value, 3), status_of(results, series, "perplexity", context), note)
-            )
+            status = status_of(results, series, "perplexity", context)
+            cells.append(number_cell(value, fixed(value, 3), status, note))
         rows.append(cells)
-    counts = _sample_counts(results)
     return Table(
         name="perplexity",
         caption="Bits per byte on test documents with that many tokens of context, the 95% bootstrap "
-        f"interval over documents, and perplexity a token. {counts}".strip(),
+        f"interval over documents, and perplexity per token. {_sample_counts(results)}".strip(),
         columns=[
             Column(title="Architecture", is_numeric=False),
             *(Column(title=integer(context), unit="tokens of context") for context in contexts),
@@ -114,10 +133,9 @@ def perplexity_table(results: Results) -> Table:
 
 
 def _sample_counts(results: Results) -> str:
-    documents = [p.metrics.get("num_documents") for p in results.ok("perplexity")]
-    tokens = [p.metrics.get("num_tokens") for p in results.ok("perplexity")]
     parts = []
-    for values, word in ((documents, "documents"), (tokens, "tokens")):
+    for name, word in (("num_documents", "documents"), ("num_tokens", "tokens")):
+        values = [point.metrics.get(name) for point in results.ok("perplexity")]
         known = sorted({int(value) for value in values if is_number(value)})
         if known:
             ends = dict.fromkeys(integer(value) for value in (known[0], known[-1]))
@@ -126,7 +144,7 @@ def _sample_counts(results: Results) -> str:
 
 
 def domains_table(results: Results) -> Table | None:
-    """Bits per byte by domain at the longest context; None where no point has domains."""
+    """Return bits per byte by domain at the longest context; None where no point has domains."""
     contexts = contexts_of(results, "perplexity")
     found: dict[tuple[str, str], tuple[dict[str, float], str]] = {}
     for point in results.ok("perplexity"):

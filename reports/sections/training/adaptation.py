@@ -11,6 +11,7 @@ from reports.draw.numbers import MISSING, integer, percent, significant
 from reports.draw.table import Cell, Column, Table, failed_cell, name_cell
 from reports.results.load import Results, is_number
 from reports.results.series import Series
+from reports.sections.base import Section, fold
 
 #: How an adaptation is called, in the order of the table.
 NAMES = {
@@ -27,6 +28,21 @@ RIVALS = {"base": "base", "lora": "LoRA"}
 
 #: Seed -> one value a prompt, None where there is none.
 Values = Mapping[int, Sequence[float | None]]
+
+
+def section(results: Results) -> Section | None:
+    """Return the section; None where no architecture was given experts."""
+    if not has_experts(results):
+        return None
+    gains = adaptation_table(results)
+    notes = [] if gains else ["Gains over the base and over LoRA were not measured in these records."]
+    return Section(
+        anchor="adaptation",
+        title="Adaptation to a domain",
+        notes=notes,
+        tables=[table for table in (gains, tuning_table(results)) if table],
+        folded=fold("Few-shot mixtures", mixtures_table(results)),
+    )
 
 
 def has_experts(results: Results) -> bool:

@@ -7,16 +7,11 @@ from collections.abc import Mapping
 from reports.draw.numbers import MISSING, fixed, integer, percent
 from reports.draw.table import Cell, Column, Table, name_cell
 from reports.results.load import Results, is_number
-
-#: Said wherever an adaptive architecture's perplexity stands beside the others'.
-HINT = (
-    "Perplexity and bits per byte of an architecture with experts use the expert of the document’s true "
-    "domain, a hint that no other architecture gets."
-)
+from reports.sections.quality.loss import HINT
 
 
 def experts_table(results: Results) -> Table | None:
-    """One row an expert and seed; None where no training has experts. What a record lacks is a dash."""
+    """Return one row per expert and seed; None where no training has experts. A dash: not recorded."""
     rows = []
     for series in results.series:
         for point in results.samples(series, "train"):

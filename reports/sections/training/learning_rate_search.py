@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from reports.draw.curves import Line, distinct, names_of, plot
 from reports.draw.numbers import fixed, rate_text
-from reports.draw.style import Picture, drawing, legend, log_axis, new_figure, save
+from reports.draw.plot import Axis, Curve, Plot
 from reports.draw.table import Column, Table, name_cell, number_cell
 from reports.results.load import Results, is_number
-from reports.results.queries import lookup
+from reports.results.queries import lookup, rows_of
+from reports.sections.base import Section, fold
 
 
-def learning_rate_figure(results: Results, output: Path) -> Picture | None:
-    """Held-out loss of the runs of the search against the learning rate."""
+def section(results: Results) -> Section | None:
+    """Return the section; None where no rate was searched."""
+    if not results.of("learning_rate_search"):
+        return None
+    plot = learning_rate_plot(results)
+    return Section(
+        anchor="learning-rate-search",
+        title="Learning-rate search",
+        figures=[plot] if plot else [],
+        folded=fold("Every rate", learning_rate_table(results)),
+    )
+
+
+def learning_rate_plot(results: Results) -> Plot | None:
+    """Prepare the held-out loss of the runs of the search against the learning rate; None without a loss."""
     frame = results.table("learning_rate_search")
     if "mixture_loss_nats" not in frame:
         return None
-    lines = []
+    curves = []
     for series in results.series:
-        own = frame[(frame["arch"] == series.arch) & (frame["size"] == series.size)]
-        own = own.dropna(subset=["mixture_loss_nats"]).sort_values("learning_rate")
+        own = rows_of(frame, series).dropna(subset=["mixture_loss_nats"]).sort_values("learning_rate")
         if len(own):
-            lines.append(
-                Line(series=series, x=own["learning_rate"].tolist(), y=own["mixture_loss_nats"].tolist())
-            )
-    with drawing():
-        figure, axes = new_figure()
-        for line in lines:
-            plot(axes, line)
-        log_axis(axes, "learning rate", "x")
-        axes.set_ylabel("held-out loss (nats, as weighted)")
-        legend(figure, distinct(lines))
-        return save(
-            figure,
-            output,
-            name="learning_rate_search",
-            title="Learning-rate search",
-            caption="Loss on held-out batches of the mixture that was trained on, text and needle contexts "
-            "with their weights, after training at each learning rate (log axis).",
-            alternative_text=f"Held-out loss against learning rate, a line each for {names_of(lines)}.",
-        )
+            x, y = own["learning_rate"].tolist(), own["mixture_loss_nats"].tolist()
+            curves.append(Curve(series=series, x=x, y=y))
+    if not curves:
+        return None
+    return Plot(
+        name="learning_rate_search",
+        title="Learning-rate search",
+        caption="Loss on held-out batches of the mixture that was trained on, text and needle contexts "
+        "with their weights, after training at each learning rate (log axis).",
+        x=Axis(label="learning rate", scale="log"),
+        y=Axis(label="held-out loss (nats, as weighted)"),
+        curves=curves,
+    )
 
 
 def learning_rate_table(results: Results) -> Table | None:
-    """Held-out loss at each searched rate, the picked one marked; None without a search."""
+    """Return the held-out loss at each searched rate, the lowest marked; None where no rate was searched."""
     points = results.of("learning_rate_search")
     rates = sorted({float(p.cell["learning_rate"]) for p in points if is_number(p.cell.get("learning_rate"))})
     if not rates:

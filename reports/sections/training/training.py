@@ -1,88 +1,106 @@
-"""Training runs: what each was and reached."""
+"""Training runs: their settings, losses and speed."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import median
+from typing import Literal
 
-from reports.draw.curves import Line, distinct, names_of, plot
 from reports.draw.numbers import MISSING, fixed, integer, rate_text, significant
-from reports.draw.style import Picture, drawing, legend, new_figure, save
+from reports.draw.plot import Axis, Curve, Plot
 from reports.draw.table import Cell, Column, Table, name_cell, number_cell, spread
 from reports.results.load import Results, is_number
 from reports.results.queries import lookup, status_of
+from reports.sections.base import Section
+from reports.sections.training.experts import experts_table
 
 #: The training loss is drawn as a running median over this share of the run.
 SMOOTHING_SHARE = 0.05
-
-
 MAX_DRAWN_POINTS = 400
 
 
-def training_figures(results: Results, output: Path) -> list[Picture]:
-    """The training loss (smoothed) and the validation loss against the step; those that exist."""
-    pictures = []
-    for name, x_key, y_key, title in (
-        ("training_loss", "step", "loss_nats", "Training loss"),
-        ("validation_loss", "validation_step", "validation_loss_nats", "Validation loss"),
-    ):
-        is_noisy = name == "training_loss"
-        lines = _lines(results, x_key, y_key, is_noisy)
-        smoothing = ", a running median over 5% of the run" if is_noisy else ""
-        weights = (
-            " Answers and the text around needles count with the weights of conf/train, and the mixture "
-            "changes with the stage, which moves the loss too."
-            if is_noisy
-            else " Of text alone."
-        )
-        if not lines:
-            continue
-        with drawing():
-            figure, axes = new_figure()
-            for line in lines:
-                plot(axes, line, has_markers=not is_noisy)
-            axes.set_xlabel("step")
-            axes.set_ylabel("nats a token")
-            legend(figure, distinct(lines))
-            pictures.append(
-                save(
-                    figure,
-                    output,
-                    name=name,
-                    title=title,
-                    caption=f"{title} in nats a token against the step{smoothing}; one line a seed.{weights}",
-                    alternative_text=f"{title} against step, a line each for {names_of(lines)}.",
-                )
-            )
-    return pictures
+def section(results: Results) -> Section:
+    """Return the section; it says so where nothing was trained."""
+    if not results.of("train"):
+        return Section(anchor="training", title="Training", notes=["Nothing was trained."])
+    figures = (training_loss(results), validation_loss(results))
+    tables = (training_table(results), experts_table(results))
+    return Section(
+        anchor="training",
+        title="Training",
+        figures=[figure for figure in figures if figure],
+        tables=[table for table in tables if table],
+    )
 
 
-def _lines(results: Results, x_key: str, y_key: str, is_noisy: bool) -> list[Line]:
-    """Curves of failed runs are drawn too, as far as they went."""
-    lines = []
+def training_loss(results: Results) -> Plot | None:
+    """Prepare the smoothed training loss against the step; None where none was recorded."""
+    curves = [_smooth(curve) for curve in _curves(results, "step", "loss_nats")]
+    return _loss_plot(
+        curves,
+        name="training_loss",
+        title="Training loss",
+        caption="Training loss in nats per token against the step, a running median over 5% of the run; one "
+        "line per seed. Answers and the text around needles count with the weights of conf/train, and the "
+        "mixture changes with the stage, which moves the loss too.",
+        style="lines",
+    )
+
+
+def validation_loss(results: Results) -> Plot | None:
+    """Prepare the validation loss against the step; None where none was recorded."""
+    return _loss_plot(
+        _curves(results, "validation_step", "validation_loss_nats"),
+        name="validation_loss",
+        title="Validation loss",
+        caption="Validation loss in nats per token against the step; one line per seed. Of text alone.",
+        style="lines with markers",
+    )
+
+
+def _loss_plot(
+    curves: list[Curve],
+    *,
+    name: str,
+    title: str,
+    caption: str,
+    style: Literal["lines", "lines with markers"],
+) -> Plot | None:
+    if not curves:
+        return None
+    return Plot(
+        name=name,
+        title=title,
+        caption=caption,
+        x=Axis(label="step"),
+        y=Axis(label="nats per token"),
+        curves=curves,
+        style=style,
+    )
+
+
+def _curves(results: Results, x_key: str, y_key: str) -> list[Curve]:
+    """Return one curve per run; those of failed runs go as far as the run went."""
+    curves = []
     for series in results.series:
-        for point in results.of("train"):
-            if (point.arch, point.size) != series.key:
-                continue
+        for point in results.of("train", series):
             pairs = zip(point.samples.get(x_key) or [], point.samples.get(y_key) or [], strict=False)
             known = [(float(x), float(y)) for x, y in pairs if is_number(x) and is_number(y)]
             if known:
                 x, y = zip(*known, strict=True)
-                lines.append(_smooth(Line(series=series, x=list(x), y=list(y)), is_noisy))
-    return lines
+                curves.append(Curve(series=series, x=list(x), y=list(y)))
+    return curves
 
 
-def _smooth(line: Line, is_noisy: bool) -> Line:
-    if not is_noisy:
-        return line
-    half = int(len(line.y) * SMOOTHING_SHARE / 2)
-    y = [median(line.y[max(0, i - half) : i + half + 1]) for i in range(len(line.y))]
+def _smooth(curve: Curve) -> Curve:
+    """Return the running median over SMOOTHING_SHARE of the run, thinned to about MAX_DRAWN_POINTS."""
+    half = int(len(curve.y) * SMOOTHING_SHARE / 2)
+    y = [median(curve.y[max(0, i - half) : i + half + 1]) for i in range(len(curve.y))]
     stride = max(1, len(y) // MAX_DRAWN_POINTS)
-    return Line(series=line.series, x=line.x[::stride], y=y[::stride])
+    return Curve(series=curve.series, x=curve.x[::stride], y=y[::stride])
 
 
 def training_table(results: Results) -> Table:
-    """What each training run was and reached; skipped steps have a column where there were any."""
+    """Return the settings and results of each training; skipped steps have a column if there were any."""
     frame = results.table("train")
     has_skipped = any((p.metrics.get("num_skipped_steps") or 0) > 0 for p in results.ok("train"))
     rows = []
@@ -144,12 +162,12 @@ def training_table(results: Results) -> Table:
 
 
 def count_text(value: float | None) -> str:
-    """3, or 2.5 where it is a mean."""
+    """Return "3", or "2.5" where it is a mean."""
     return MISSING if value is None else f"{value:.3g}"
 
 
 def implementations_text(implementations: object) -> str:
-    """ "attention: plain, scan: plain" """
+    """Return "attention: plain, scan: plain"."""
     if not isinstance(implementations, dict) or not implementations:
         return MISSING
     return ", ".join(f"{operation}: {name}" for operation, name in implementations.items())

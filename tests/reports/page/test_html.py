@@ -169,7 +169,7 @@ def test_environment_command_and_configuration_are_there(
 
 
 def test_notes_name_chance_intervals_and_sample_counts(rendered: Any) -> None:
-    for words in ("chance is 0.01%", "Wilson", "bootstrap", "20 examples a cell", "40 documents"):
+    for words in ("chance is 0.01%", "Wilson", "bootstrap", "20 examples per cell", "40 documents"):
         assert words in rendered.text
 
 

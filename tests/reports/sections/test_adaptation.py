@@ -11,9 +11,15 @@ import pytest
 
 from harness.record.schema import Point, append
 from reports.draw.table import Table
-from reports.page.html import _adaptation_section, render
+from reports.page.html import render
 from reports.results.load import Results, load
-from reports.sections.training.adaptation import adaptation_table, has_experts, mixtures_table, tuning_table
+from reports.sections.training.adaptation import (
+    adaptation_table,
+    has_experts,
+    mixtures_table,
+    section,
+    tuning_table,
+)
 
 ARCHS = ("mamba", "transformer_squared")
 PUBLISHED = Path(__file__).resolve().parent.parent.parent.parent / "reports" / "published" / "cpu_small"
@@ -188,8 +194,10 @@ def test_records_from_before_there_were_gains_say_that_none_was_measured() -> No
     results = load([PUBLISHED])
     assert has_experts(results)
     if not results.of("adaptation"):
-        section = _adaptation_section(results)
-        assert section.notes == ["Gains over the base and over LoRA were not measured in these records."]
+        prepared = section(results)
+        assert prepared is not None and prepared.notes == [
+            "Gains over the base and over LoRA were not measured in these records."
+        ]
         assert all(row[4] == "–" for row in texts(tuning_table(results)))
 
 
