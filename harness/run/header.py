@@ -1,4 +1,4 @@
-"""What the header of a job's records says of its numbers: the declarations and the identities."""
+"""Make what a header says about the numbers of its job: the declarations and the identities."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from hydra.utils import get_class
 from harness.config.schema import JobConfig
 from harness.record import identity
 from harness.record.metrics import Metric
-from harness.record.metrics_of_version_1 import METRICS
 from harness.run.cost_card import METRICS as COST_METRICS
+from harness.run.timing_job import CALIBRATION_METRICS
+from harness.train.adapted_model import ADAPTED_METRICS
+from harness.train.trained_model import SEARCH_METRICS, TRAIN_METRICS
 from tasks.base import Task
 
 
 def declarations(configs: Sequence[JobConfig]) -> dict[str, tuple[Metric, ...]]:
     """Return the metrics of every task that the job of these configurations can write points of."""
-    declared = {task: METRICS[task] for task in ("train", "learning_rate_search", "calibration")}
-    declared["cost"] = COST_METRICS
+    declared: dict[str, tuple[Metric, ...]] = {
+        "train": (*TRAIN_METRICS, *ADAPTED_METRICS),
+        "learning_rate_search": SEARCH_METRICS,
+        "calibration": CALIBRATION_METRICS,
+        "cost": COST_METRICS,
+    }
     for config in configs:
         for task, _ in _tasks(config):
             declared[task.name] = task.METRICS

@@ -17,12 +17,17 @@ from harness.config.schema import JobConfig
 from harness.measure.statistics import percentile
 from harness.measure.time import time_call_ms
 from harness.measure.turns import Failure, TimingRun
+from harness.record.metrics import Metric
 from harness.record.outcomes import outcome
 from harness.record.writer import RecordWriter
 from tasks.base import Measurement, TimingTask
 
 #: The calibration: a float32 matrix product of this width, the yardstick that regress divides by.
 CALIBRATION_WIDTH = 512
+#: The number of the "calibration" point.
+CALIBRATION_METRICS = (
+    Metric(name="matmul_ms", label="matrix product", unit="ms", direction="lower", kind="cost"),
+)
 
 
 def run(

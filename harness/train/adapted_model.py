@@ -9,6 +9,7 @@ from typing import Any
 from archs.base import AdaptiveModel, PostTraining, Sampler
 from harness.config.build import instantiate
 from harness.config.identity import training_hash
+from harness.record.metrics import Metric
 from harness.record.schema import content_hash
 from harness.train.context import JobContext
 from harness.train.errors import typed_errors
@@ -26,6 +27,48 @@ from harness.train.trained_model import (
 )
 
 Samplers = dict[str, dict[str, Sampler]]
+
+#: The numbers that the "train" point of an adaptive model has beside TRAIN_METRICS.
+ADAPTED_METRICS = (
+    Metric(
+        name="base_train_seconds",
+        label="training time of the base",
+        unit="s",
+        direction="lower",
+        kind="training",
+    ),
+    Metric(
+        name="expert_train_seconds",
+        label="training time of the experts",
+        unit="s",
+        direction="lower",
+        kind="training",
+    ),
+    Metric(
+        name="lora_train_seconds", label="training time of LoRA", unit="s", direction="lower", kind="training"
+    ),
+    Metric(
+        name="expert_tokens",
+        label="tokens the experts learned from",
+        unit="tokens",
+        direction="neither",
+        kind="training",
+    ),
+    Metric(
+        name="num_expert_parameters",
+        label="parameters per expert",
+        unit="",
+        direction="neither",
+        kind="training",
+    ),
+    Metric(
+        name="num_lora_parameters",
+        label="parameters per LoRA adapter",
+        unit="",
+        direction="neither",
+        kind="training",
+    ),
+)
 
 
 def obtain_experts(job: JobContext, model_config: dict[str, Any]) -> TrainedModel:

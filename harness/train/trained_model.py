@@ -17,11 +17,54 @@ from archs.implementations import resolve_implementations
 from harness.config.build import build_model
 from harness.config.identity import training_hash
 from harness.record.environment import git_commit
+from harness.record.metrics import Metric
 from harness.train.checkpoint import load_model, save_model
 from harness.train.context import JobContext
 from harness.train.errors import Diverged, typed_errors
 from harness.train.loop import History, mean_loss, train
 from harness.train.settings import training_settings
+
+#: The numbers of a "train" point.
+TRAIN_METRICS = (
+    Metric(
+        name="final_validation_bits_per_byte",
+        label="final validation loss",
+        unit="bits/byte",
+        direction="lower",
+        kind="training",
+        tolerance=0.05,
+        is_headline=True,
+    ),
+    Metric(
+        name="final_validation_loss_nats",
+        label="final validation loss",
+        unit="nats",
+        direction="lower",
+        kind="training",
+    ),
+    Metric(name="num_parameters", label="parameters", unit="", direction="neither", kind="training"),
+    Metric(
+        name="trained_tokens", label="trained tokens", unit="tokens", direction="neither", kind="training"
+    ),
+    Metric(name="train_seconds", label="training time", unit="s", direction="lower", kind="training"),
+    Metric(name="tokens_per_s", label="throughput", unit="tokens/s", direction="higher", kind="training"),
+    Metric(name="learning_rate", label="learning rate", unit="", direction="neither", kind="training"),
+    Metric(name="num_skipped_steps", label="skipped steps", unit="", direction="lower", kind="training"),
+)
+#: The numbers of a "learning_rate_search" point.
+SEARCH_METRICS = (
+    Metric(
+        name="mixture_loss_nats",
+        label="loss on the mixture",
+        unit="nats",
+        direction="lower",
+        kind="training",
+        is_headline=True,
+    ),
+    Metric(
+        name="validation_loss_nats", label="loss on text", unit="nats", direction="lower", kind="training"
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from harness.record.schema import Point
+from harness.train.adapted_model import ADAPTED_METRICS
+from harness.train.trained_model import SEARCH_METRICS, TRAIN_METRICS
 
 Command = Callable[..., tuple[int, str, str]]
 Points = Callable[..., list[Point]]
@@ -186,6 +188,7 @@ def test_the_base_of_transformer_squared_is_the_one_of_its_own_job(
     (base,), (squared,) = (
         points(tmp_path, task="train", arch=arch) for arch in ("transformer", "transformer_squared")
     )
+    assert squared.metrics.keys() == {metric.name for metric in (*TRAIN_METRICS, *ADAPTED_METRICS)}
     for name in ("learning_rate", "final_validation_loss_nats", "trained_tokens"):
         assert squared.metrics[name] == base.metrics[name]
     metrics = squared.metrics
@@ -212,6 +215,9 @@ def test_a_search_trains_at_every_rate_and_keeps_the_best(
     searched = {p.cell["learning_rate"]: p for p in points(tmp_path, task="learning_rate_search")}
     assert sorted(searched) == rates
     finished = {r: p.metrics for r, p in searched.items() if p.status == "ok"}
+    assert {frozenset(metrics) for metrics in finished.values()} == {
+        frozenset(m.name for m in SEARCH_METRICS)
+    }
     (train,) = points(tmp_path, task="train")
     best = min(finished, key=lambda rate: finished[rate]["mixture_loss_nats"])
     assert train.metrics["learning_rate"] == best

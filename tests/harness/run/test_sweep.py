@@ -56,6 +56,18 @@ def test_every_cell_is_measured_once_and_well(sweep: tuple, points: Points) -> N
     assert [p.arch for p in found if p.task == "calibration"] == [""]
 
 
+def test_the_header_declares_every_number_of_its_points(
+    sweep: tuple, headers: list[Header], points: Points
+) -> None:
+    declared = {
+        (header.run_id, task): {metric.name for metric in metrics}
+        for header in headers
+        for task, metrics in header.metrics.items()
+    }
+    for point in points(sweep[0]):
+        assert point.metrics.keys() <= declared[point.run_id, point.task]
+
+
 def test_training_is_recorded_with_its_curve(sweep: tuple, points: Points) -> None:
     for point in points(sweep[0], task="train"):
         assert point.samples["step"] == [0, 1, 2, 3] and len(point.samples["loss_nats"]) == 4
