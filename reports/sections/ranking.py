@@ -130,6 +130,7 @@ def ranking_notes(results: Results) -> list[str]:
     if len({point.seed for point in results.points}) > 1:
         notes.append(
             "Several seeds: numbers are means over seeds and ± is the sample standard deviation between "
-            "them. Interval ends are means too; needle examples of all seeds are pooled."
+            "them. Interval ends of bits per byte are means too. Needle examples of all seeds are pooled; in "
+            "their intervals and in those of differences, the seed is the unit of replication."
         )
     return notes
