@@ -4,8 +4,8 @@ The page is in Markdown. It begins with the claims that papers make in a sentenc
 claim, its source, the scale of its experiment, and what was measured here at each size. Then follow the
 papers' tables with our columns beside theirs. Nothing is judged, because the scales differ, and the page
 says so. Comparisons of kernels (points of the task "kernel", of `python -m harness.peers.kernels`) stand
-with the claims that they concern. The page ends with times beside the machine's limits
-(`reports.sections.cost.speed`), where they were measured.
+with the claims that they concern. The page ends with times beside the machine's limits, where they were
+measured.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from pathlib import Path
 
 from harness.record.schema import Point
 from reports.claims.ledger import CLAIMS, TABLES, Claim, PublishedTable
+from reports.draw.markdown import row_lines, table_lines
 from reports.results.load import ReportError, Results, is_number, load
-from reports.sections.cost.speed import decode_lines, training_lines
+from reports.sections.cost.speed import decode_table
+from reports.sections.training.training_speed import training_speed_table
 
 NOT_MEASURED = "not measured"
 
@@ -33,7 +35,7 @@ def page(results: Results) -> str:
         "other text, with other kernels on other cards: a row sets figures side by side, and neither "
         "confirms nor refutes.",
         "",
-        *_rows(
+        *row_lines(
             ("claim", "source", "its scale", "our counterpart", "measured here"),
             [(c.says, c.paper, c.scale, c.ours, measured(c, results, sizes)) for c in CLAIMS],
         ),
@@ -43,8 +45,14 @@ def page(results: Results) -> str:
         "",
     ]
     for table in TABLES:
-        lines += table_lines(table, results, sizes)
-    return "\n".join([*lines, *decode_lines(results), *training_lines(results)]).rstrip() + "\n"
+        lines += published_lines(table, results, sizes)
+    for title, measured_table in (
+        ("Decode against the bandwidth bound", decode_table(results)),
+        ("Training speed", training_speed_table(results)),
+    ):
+        if measured_table is not None:
+            lines += [f"## {title}", "", *table_lines(measured_table)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def measured(claim: Claim, results: Results, sizes: Sequence[str]) -> str:
@@ -63,7 +71,7 @@ def _kernel(point: Point) -> str:
     return NOT_MEASURED if point.status == "ok" else point.status
 
 
-def table_lines(table: PublishedTable, results: Results, sizes: Sequence[str]) -> list[str]:
+def published_lines(table: PublishedTable, results: Results, sizes: Sequence[str]) -> list[str]:
     """Return the lines of a published table, with each of our columns at every size that has it."""
     archs = [arch for _, arch, _ in table.rows if arch is not None]
     columns: list[tuple[str, dict[str, str]]] = []
@@ -80,15 +88,8 @@ def table_lines(table: PublishedTable, results: Results, sizes: Sequence[str]) -
         "",
         f"Source: {table.paper}. Its scale: {table.scale}. Our counterpart: {table.ours}.",
         "",
-        *_rows((*table.columns, *(title for title, _ in columns)), rows),
+        *row_lines((*table.columns, *(title for title, _ in columns)), rows),
     ]
-
-
-def _rows(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in Markdown, and an empty one."""
-    lines = [f"| {' | '.join(titles)} |", f"|{'---|' * len(titles)}"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return [*lines, ""]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,9 +1,10 @@
-"""Reads the record files of one or more experiment folders and picks what a report shows.
+"""Read the record files of one or more experiment folders and pick what a report shows.
 
 Three rules, in this order:
 1. Points of one (architecture, size, seed) and one family of identities (`harness.record.identity`) are never
    mixed where their identities differ: the model, or settings of a task, that a run was last about are shown,
-   the others are counted. A run that finds everything measured is about it too.
+   the others are counted. A run that finds everything measured is about it too. What is measured without an
+   architecture, such as a comparison of kernels, has settings of its own in every cell.
 2. A cell measured several times under one identity shows the newest run's measurement.
 3. A line that cannot be read is counted and named, never fatal.
 """
@@ -34,12 +35,12 @@ class ReportError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a report shows, and how much it leaves out.
+    """The points that a report shows, and how many it leaves out.
 
     headers:          the runs that contributed a shown point, oldest first.
-    series:           one entry an (architecture, size), by name.
+    series:           one entry per (architecture, size), by name.
     points:           the shown points, failures included.
-    damaged_lines:    one sentence a line that could not be read.
+    damaged_lines:    one sentence per line that could not be read.
     num_superseded:   older measurements of shown cells.
     left_out:         "architecture, size, seed" -> points of other configurations.
     """
@@ -65,26 +66,26 @@ class Results:
         ]
 
     def ok(self, task: str) -> list[Point]:
-        """The measured points of a task."""
+        """Return the measured points of a task."""
         return [point for point in self.of(task) if point.status == "ok"]
 
     def failures(self) -> list[Point]:
-        """Everything that was tried and gave no number."""
+        """Return everything that was tried and gave no number."""
         return [point for point in self.points if point.status != "ok"]
 
     def table(self, task: str) -> pd.DataFrame:
-        """One row an (architecture, size, cell) of a task: the cell's coordinates, each metric's
-        mean over the seeds that have it, its sample standard deviation as `<metric>_sd` (missing
-        for one seed), and num_seeds. Empty where nothing was measured."""
+        """Return one row per (architecture, size, cell) of a task: the cell's coordinates, each metric's mean
+        over the seeds that have it, its sample standard deviation as `<metric>_sd` (missing for one seed),
+        and num_seeds. The table is empty where nothing was measured."""
         return aggregate(self.ok(task))
 
     def samples(self, series: Series, task: str) -> list[Point]:
-        """The measured points of one architecture, for their raw samples and details."""
+        """Return the measured points of one series, for their raw samples and details."""
         return [point for point in self.of(task, series) if point.status == "ok"]
 
 
 def aggregate(points: Iterable[Point]) -> pd.DataFrame:
-    """See `Results.table`."""
+    """Return the table that `Results.table` describes."""
     rows: list[dict[str, Any]] = []
     cell_columns: list[str] = []
     for point in points:
@@ -106,16 +107,16 @@ def aggregate(points: Iterable[Point]) -> pd.DataFrame:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """True for finite int and float; False for bool, None and everything else."""
+    """Return whether a value is a finite int or float; False for bool and None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return value == value and abs(value) != float("inf")
 
 
 def load(folders: list[Path]) -> Results:
-    """Reads `<folder>/records/*.jsonl` of every folder.
+    """Read `<folder>/records/*.jsonl` of every folder.
 
-    Raises ReportError if a folder has no record file, or if no file holds a usable point."""
+    Raises ReportError where a folder has no record file, or no file holds a point that can be shown."""
     headers: dict[str, Header] = {}
     points: list[Point] = []
     damaged: list[str] = []
@@ -127,7 +128,7 @@ def load(folders: list[Path]) -> Results:
                 points.append(record)
             else:
                 damaged.append(str(record))
-    if not any(point.arch for point in points):  # a calibration alone says nothing of an architecture
+    if all(point.task == "calibration" for point in points):  # alone it is a yardstick without a use
         where = ", ".join(str(folder) for folder in folders)
         extra = f" ({len(damaged)} damaged lines)" if damaged else ""
         raise ReportError(f"no usable measurement in the record files of {where}{extra}")
@@ -158,7 +159,7 @@ def _record_files(folders: list[Path]) -> list[Path]:
 
 
 def _read_file(path: Path) -> Iterable[Header | Point | RecordError]:
-    """As `harness.record.schema.read`, with the field types checked that a report relies on."""
+    """Yield records as `harness.record.schema.read` does, with the types checked that a report relies on."""
     try:
         for record in read(path):
             fault = _fault(record)
@@ -199,7 +200,9 @@ def _select(points: list[Point], headers: dict[str, Header]) -> tuple[list[Point
         ((group, subject(identity), rank) for group, _, identity, rank in mentions),
     )
     is_shown = [found == newest_subjects[group] for group, found in zip(groups, subjects, strict=True)]
-    tasks = [(group, point.task) for group, point in zip(groups, points, strict=True)]
+    tasks = [
+        (group, point.task if point.arch else point.key) for group, point in zip(groups, points, strict=True)
+    ]
     newest_settings = _newest(
         (
             (task, settings(point.identity), rank)
@@ -288,5 +291,5 @@ def _started(header: Header | None) -> datetime:
 
 
 def _coordinate(value: Any) -> Any:
-    """Cell coordinates must be hashable to be grouped by."""
+    """Return a cell's coordinate in a form that can be grouped by."""
     return value if isinstance(value, (int, float, str, bool)) or value is None else json.dumps(value)

@@ -1,29 +1,35 @@
-"""Questions that several sections ask of the results: which contexts, one number, why there is none."""
+"""Answers that several sections need from the results: contexts, single numbers, and why there is none."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
 
 import pandas as pd
 
+from harness.record.schema import Point
 from reports.results.load import INDEX, Results, is_number
 from reports.results.series import Series
 
 
 def contexts_of(results: Results, task: str) -> list[float]:
-    """All context lengths that were tried for a task, in order."""
+    """Return all context lengths that were tried for a task, in order."""
     found = {point.cell.get("context_tokens") for point in results.of(task)}
     return sorted(float(value) for value in found if is_number(value))
 
 
 def trained_contexts(results: Results) -> set[float]:
-    """The needle contexts that lie among the trained lengths."""
+    """Return the contexts of the needle that lie among the trained lengths."""
     points = [point for point in results.ok("needle") if point.metrics.get("is_trained_length")]
     return {float(p.cell["context_tokens"]) for p in points if is_number(p.cell.get("context_tokens"))}
 
 
 def longest_trained(results: Results) -> float | None:
-    """The longest length that any architecture was trained on, in tokens; None if not recorded."""
+    """Return the longest length that any architecture was trained on, in tokens; None if not recorded."""
     lengths = [
         float(value)
         for point in results.ok("train")
@@ -34,13 +40,13 @@ def longest_trained(results: Results) -> float | None:
 
 
 def chance_accuracy(results: Results) -> float | None:
-    """The needle's chance level, None if not recorded."""
+    """Return the needle's chance level; None if not recorded."""
     chances = [p.metrics.get("chance_accuracy") for p in results.ok("needle")]
     return max((float(value) for value in chances if value is not None and is_number(value)), default=None)
 
 
 def status_of(results: Results, series: Series, task: str, context: float | None = None) -> str | None:
-    """Why a cell has no number: its own failure, else the training's."""
+    """Return why a cell has no number: its own failure, else the training's."""
     for wanted in (task, "train"):
         for point in results.failures():
             is_here = context is None or point.cell.get("context_tokens") in (context, None)
@@ -50,8 +56,9 @@ def status_of(results: Results, series: Series, task: str, context: float | None
 
 
 def longest_shared(frame: pd.DataFrame) -> float | None:
-    """The longest context that every (architecture, size) in the frame has; where there is none,
-    the longest of those that the most of them have."""
+    """Return the longest context that every (architecture, size) in the frame has.
+
+    Where there is none, it is the longest of the contexts that most of them have."""
     if frame.empty or "context_tokens" not in frame:
         return None
     counts = frame.drop_duplicates([*INDEX, "context_tokens"]).groupby("context_tokens").size()
@@ -59,7 +66,7 @@ def longest_shared(frame: pd.DataFrame) -> float | None:
 
 
 def latency_table(results: Results) -> pd.DataFrame:
-    """`results.table("latency")` with the columns a report relies on always there."""
+    """Return `results.table("latency")` with all the columns that a report relies on."""
     table = results.table("latency")
     columns = ["phase", "context_tokens", "batch_size", "median_ms", "p10_ms", "p90_ms", "tokens_per_s"]
     for name in [*columns, "peak_memory_bytes", "state_bytes", "first_call_ms", "dispatch_ms"]:
@@ -85,9 +92,53 @@ def lookup(frame: pd.DataFrame, series: Series, metric: str, **cell: object) -> 
 
 
 def cost_map(results: Results, series: Series, name: str) -> dict[float, float]:
-    """One of the cost card's maps, context in tokens -> number; empty where there is none."""
+    """Return one map of the cost card, context in tokens -> number; empty where there is none."""
     for point in results.samples(series, "cost"):
         values = point.details.get(name)
         if isinstance(values, dict):
             return {float(key): float(value) for key, value in values.items() if is_number(value)}
     return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellPoints:
+    """The points of one series in one cell of a task, over all seeds.
+
+    series: None for what is measured without an architecture.
+    """
+
+    series: Series | None
+    cell: Mapping[str, Any]
+    points: list[Point]
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds that have a number."""
+        return len({point.seed for point in self.points if point.status == "ok"})
+
+    @property
+    def status(self) -> str | None:
+        """Why there is no number; None where a seed has one."""
+        return None if self.num_seeds else self.points[0].status
+
+    def mean(self, metric: str | None) -> float | None:
+        """Return the mean over the seeds that have this number; None where none has."""
+        found = [point.metrics.get(metric or "") for point in self.points if point.status == "ok"]
+        known = [float(value) for value in found if is_number(value)]
+        return mean(known) if known else None
+
+
+def cells_of(results: Results, task: str) -> list[CellPoints]:
+    """Return the points of a task by cell, in the order in which cells first appear, and within a cell by
+    series."""
+    order = {series.key: index for index, series in enumerate(results.series)}
+    series = {series.key: series for series in results.series}
+    cells: dict[str, dict[tuple[str, str], list[Point]]] = {}
+    for point in results.of(task):
+        cell = json.dumps(point.cell, sort_keys=True)
+        cells.setdefault(cell, {}).setdefault((point.arch, point.size), []).append(point)
+    return [
+        CellPoints(series=series.get(key), cell=points[0].cell, points=points)
+        for by_series in cells.values()
+        for key, points in sorted(by_series.items(), key=lambda item: order.get(item[0], -1))
+    ]

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from reports.draw.numbers import MISSING, bytes_text, joined
+from reports.draw.numbers import MISSING, bytes_text, joined, number_text
 from reports.draw.table import Cell, Column, Table
 from reports.results.load import Results, is_number
 from reports.sections.base import Folded, Section
@@ -80,6 +80,10 @@ def environment_table(results: Results) -> Table:
         ]
         rows.append([Cell(text=_title(key)), Cell(text="; ".join(values))])
     hashes = Counter(header.data_hash for header in results.headers if header.data_hash)
+    for point in results.ok("calibration"):
+        for metric in results.metrics("calibration"):
+            text = f"{number_text(point.metrics.get(metric.name), metric.unit)} {metric.unit}"
+            rows.append([Cell(text=f"Calibration, {metric.label}"), Cell(text=text)])
     rows.append([Cell(text="Data"), Cell(text="; ".join(hashes) or MISSING)])
     return Table(
         name="environment",

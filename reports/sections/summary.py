@@ -12,6 +12,9 @@ NEEDLE_MASTERED = 0.9
 
 def summary(results: Results, ranking: Ranking) -> str:
     """One sentence: how many architectures, how large, trained on what, read at what length."""
+    if not results.series:
+        tasks = dict.fromkeys(point.task.replace("_", " ") for point in results.points)
+        return f"Measured without an architecture: {joined(list(tasks))}."
     sizes = [row.numbers["num_parameters"] for row in ranking.rows]
     known = [size for size in sizes if size]
     parts = [f"{len(results.series)} architectures"]

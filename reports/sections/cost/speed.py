@@ -1,140 +1,144 @@
-"""Times against what the machine could reach: decode beside its bandwidth floor, training beside the ceiling
-of matrix products. Tables in Markdown, for the page of `reports.claims`."""
+"""Decode steps beside the bandwidth bound: the time that memory traffic alone would take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from harness.record.schema import Point
+from reports.draw.numbers import integer, percent
+from reports.draw.table import Cell, Column, Table, failed_cell, name_cell
 from reports.results.load import Results, is_number
+from reports.results.queries import CellPoints, cells_of
+from reports.results.series import Series
+from reports.sections.base import Section
 
-#: What is asked of decode: the share of the floor by batch, and how far the longest time of an architecture
-#: whose state is constant may be above its shortest, over the contexts.
-ASKED_SHARES = {1: 0.50, 64: 0.60}
-ASKED_SPREAD = 0.05
-
-
-def decode_lines(results: Results) -> list[str]:
-    """The share of the floor that a decode step reaches, a row an architecture, size and batch, beside what
-    is asked; how far times are apart over the contexts, which is asked to be little where the state is
-    constant; and whether steps came from CUDA graphs. Empty without a floor."""
-    groups: dict[tuple[str, str, int], dict[int, Point]] = {}
-    for point in results.of("latency"):
-        if point.cell.get("phase") == "decode":
-            key = (point.size, point.arch, point.cell["batch_size"])
-            groups.setdefault(key, {})[point.cell["context_tokens"]] = point
-    groups = {
-        key: points
-        for key, points in sorted(groups.items())
-        if any(is_number(point.metrics.get("floor_ms")) for point in points.values())
-    }
-    if not groups:
-        return []
-    contexts = sorted({context for points in groups.values() for context in points})
-    lines = [
-        "## Decode against the bandwidth floor",
-        "",
-        "The floor: all weights, the state read and the state written, at what a copy moved in that run. A "
-        "share is floor over median. Spread: the longest median over the shortest, less one. Asked: "
-        f"{' and '.join(f'{share:.0%} at batch {batch}' for batch, share in ASKED_SHARES.items())}; a spread "
-        f"of at most {ASKED_SPREAD:.0%} where the state is constant, as measured.",
-        "",
-        _row(
-            *("size", "architecture", "batch", *(f"{context:,}" for context in contexts)),
-            *("asked", "spread", "asked", "graph"),
-        ),
-        _row(*["---"] * (len(contexts) + 7)),
-    ]
-    for (size, arch, batch), points in groups.items():
-        measured = [points.get(context) for context in contexts]
-        ok = [p for p in points.values() if p.status == "ok"]
-        graphs = {p.details.get("uses_decode_graph") for p in ok}
-        used = "yes" if graphs == {True} else "no" if graphs == {False} else "some"
-        shares = [_share(point) for point in measured]
-        shown = [
-            f"{share:.1%}" if share is not None else _why_not(point)
-            for share, point in zip(shares, measured, strict=True)
-        ]
-        asked = _asked_share(batch, contexts, shares)
-        lines.append(_row(size, arch, str(batch), *shown, asked, *_spread(ok, len(contexts)), used))
-    return [*lines, ""]
+#: Batch -> share of the bound that a decode step must reach.
+TARGET_SHARES = {1: 0.50, 64: 0.60}
+#: How far the longest time over contexts may be above the shortest, for architectures of constant state.
+TARGET_SPREAD = 0.05
 
 
-def _share(point: Point | None) -> float | None:
-    """Floor over median, None where one is not known."""
-    if point is None or point.status != "ok":
+def section(results: Results) -> Section | None:
+    """Return the section; None where no bound was recorded."""
+    table = decode_table(results)
+    if table is None:
         return None
-    floor, median = point.metrics.get("floor_ms"), point.metrics.get("median_ms")
-    return floor / median if is_number(floor) and is_number(median) else None
+    return Section(anchor="decode-bound", title="Decode against its bandwidth bound", tables=[table])
 
 
-def _why_not(point: Point | None) -> str:
-    return "not measured" if point is None or point.status == "ok" else point.status
+def decode_table(results: Results) -> Table | None:
+    """Return the share of the bandwidth bound that decode steps reach, one row per architecture and batch.
+
+    Beside it stand the targets, the spread over contexts, and whether steps came from CUDA graphs. None
+    without a bound."""
+    rows_of_cells: dict[tuple[float, Series], dict[float, CellPoints]] = {}
+    for one in cells_of(results, "latency"):
+        batch, context = one.cell.get("batch_size"), one.cell.get("context_tokens")
+        if one.cell.get("phase") == "decode" and one.series and is_number(batch) and is_number(context):
+            rows_of_cells.setdefault((batch, one.series), {})[context] = one
+    rows_of_cells = {
+        key: cells
+        for key, cells in rows_of_cells.items()
+        if any(one.mean("floor_ms") is not None for one in cells.values())
+    }
+    if not rows_of_cells:
+        return None
+    contexts = sorted({context for cells in rows_of_cells.values() for context in cells})
+    order = {series.key: index for index, series in enumerate(results.series)}
+    rows = [
+        _row(series, batch, contexts, rows_of_cells[batch, series])
+        for batch, series in sorted(rows_of_cells, key=lambda key: (key[0], order[key[1].key]))
+    ]
+    return Table(
+        name="decode_bound",
+        caption="The bound is the time of reading all weights and the state and of writing the state, at the "
+        "speed of a large copy in that run; a share is the bound over the median time. Spread: how far the "
+        "longest median over the contexts is above the shortest. Targets: "
+        f"{' and '.join(f'{share:.0%} at batch {batch}' for batch, share in TARGET_SHARES.items())}; a "
+        f"spread of at most {TARGET_SPREAD:.0%} where the measured state is constant.",
+        columns=[
+            Column(title="Architecture", is_numeric=False),
+            Column(title="Batch"),
+            *(Column(title=integer(context), unit="tokens") for context in contexts),
+            Column(title="Target", unit="share of the bound", is_numeric=False),
+            Column(title="Spread", unit="over contexts"),
+            Column(title="Target", unit="spread", is_numeric=False),
+            Column(title="CUDA graph", is_numeric=False),
+        ],
+        rows=rows,
+    )
 
 
-def _asked_share(batch: int, contexts: Sequence[int], shares: Sequence[float | None]) -> str:
-    """What is asked at this batch, and where it is missed; empty where nothing is asked."""
-    asked = ASKED_SHARES.get(batch)
-    if asked is None:
+def _row(
+    series: Series, batch: float, contexts: Sequence[float], cells: dict[float, CellPoints]
+) -> list[Cell]:
+    shares = {context: _share(one) for context, one in cells.items()}
+    found = [shares.get(context) for context in contexts]
+    spread, spread_target = _spread(list(cells.values()), len(contexts))
+    return [
+        name_cell(series),
+        Cell(text=integer(batch)),
+        *(
+            failed_cell(cells[context].status if context in cells else None)
+            if share is None
+            else Cell(text=f"{share:.1%}")
+            for context, share in zip(contexts, found, strict=True)
+        ),
+        Cell(text=_share_target(batch, contexts, found)),
+        Cell(text=spread),
+        Cell(text=spread_target),
+        Cell(text=_uses_graph(cells.values())),
+    ]
+
+
+def _share(one: CellPoints) -> float | None:
+    """Return the bound over the median; None where either is not known."""
+    bound, median = one.mean("floor_ms"), one.mean("median_ms")
+    return bound / median if bound is not None and median is not None else None
+
+
+def _share_target(batch: float, contexts: Sequence[float], shares: Sequence[float | None]) -> str:
+    """Return the target at this batch and where it is missed; "" where there is no target."""
+    target = TARGET_SHARES.get(int(batch))
+    if target is None:
         return ""
     missed = [
-        f"{context:,}"
+        integer(context)
         for context, share in zip(contexts, shares, strict=True)
-        if share is not None and share < asked
+        if share is not None and share < target
     ]
     if missed:
-        return f"{asked:.0%}: missed at {', '.join(missed)}"
-    return f"{asked:.0%}: {_reached(shares.count(None), len(shares))}"
+        return f"{percent(target)}: missed at {', '.join(missed)}"
+    return f"{percent(target)}: {_reached(shares.count(None), len(shares))}"
 
 
-def _reached(num_missing: int, num_asked: int) -> str:
-    if num_missing == num_asked:
+def _reached(num_missing: int, num_contexts: int) -> str:
+    if num_missing == num_contexts:
         return "not measured"
     return "reached where measured" if num_missing else "reached"
 
 
-def _spread(ok: Sequence[Point], num_contexts: int) -> tuple[str, str]:
-    """How far medians are apart, and whether that is as little as is asked of a constant state; the latter
-    is empty where the state grows or is not known, both where one context says neither."""
-    medians = [median for p in ok if is_number(median := p.metrics.get("median_ms"))]
+def _spread(cells: Sequence[CellPoints], num_contexts: int) -> tuple[str, str]:
+    """Return the spread of the medians and whether it meets the target.
+
+    The latter is "" where the state grows or is not known; both are "" with fewer than two contexts."""
+    measured = [one for one in cells if one.mean("median_ms") is not None]
+    medians = [median for one in measured if (median := one.mean("median_ms")) is not None]
     if len(medians) < 2:
         return "", ""
     spread = max(medians) / min(medians) - 1
-    states = {p.metrics.get("state_bytes") for p in ok}
+    states = {one.mean("state_bytes") for one in measured}
     if len(states) > 1 or states == {None}:
         return f"{spread:.1%}", ""
-    is_flat = spread <= ASKED_SPREAD
-    reached = _reached(num_contexts - len(medians), num_contexts) if is_flat else "missed"
-    return f"{spread:.1%}", f"{ASKED_SPREAD:.0%}: {reached}"
+    is_met = spread <= TARGET_SPREAD
+    reached = _reached(num_contexts - len(medians), num_contexts) if is_met else "missed"
+    return f"{spread:.1%}", f"{percent(TARGET_SPREAD)}: {reached}"
 
 
-def training_lines(results: Results) -> list[str]:
-    """Tokens a second, utilisation and memory of training steps. Empty where none was measured."""
-    points = results.of("training_speed")
-    if not points:
-        return []
-    lines = [
-        "## Training speed",
-        "",
-        "Loss and gradients, without an optimiser. Utilisation: three times the forward pass's products and "
-        "attention, over the rate of a large matrix product in that run.",
-        "",
-        _row("size", "architecture", "tokens", "batch", "tokens/s", "utilisation", "peak memory"),
-        _row(*["---"] * 7),
-    ]
-    for point in sorted(points, key=lambda p: (p.size, p.cell["context_tokens"], p.arch)):
-        cell = (f"{point.cell['context_tokens']:,}", str(point.cell["batch_size"]))
-        rate, share, memory = (
-            point.metrics.get(name) for name in ("tokens_per_s", "utilisation", "peak_memory_bytes")
-        )
-        values = (
-            f"{rate:,.0f}" if is_number(rate) else point.status,
-            f"{share:.0%}" if is_number(share) else "",
-            f"{memory / 2**30:.1f} GiB" if is_number(memory) else "",
-        )
-        lines.append(_row(point.size, point.arch, *cell, *values))
-    return [*lines, ""]
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def _uses_graph(cells: Iterable[CellPoints]) -> str:
+    used = {
+        point.details.get("uses_decode_graph")
+        for one in cells
+        for point in one.points
+        if point.status == "ok"
+    }
+    return "yes" if used == {True} else "no" if used == {False} else "some"
