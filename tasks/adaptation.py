@@ -1,35 +1,38 @@
-"""What adapting to a domain gains: held-out prompts of every domain, answered by the base, by the domain's
-expert, by its LoRA adapter and by what the strategies of the first pass choose.
+"""Measure what adapting to a domain gains.
 
-For an architecture with experts (Transformer², arXiv 2501.06252, sections 3 and 4). The prompts are those
-of `tasks.examples.domain` drawn from the test split, the same for every adaptation of a domain, so
-that differences can be taken prompt by prompt.
+Held-out prompts of every domain are answered by the base, by the domain's expert, by its LoRA adapter, and by
+the experts that the strategies of the first pass choose. The task is for an architecture with experts
+(Transformer², arXiv 2501.06252, sections 3 and 4). `tasks.examples.domain` draws the prompts from the test
+split. They are the same for every adaptation of a domain, so that differences can be taken prompt by prompt.
 
 Metrics of a point (cell: domain, adaptation):
-    accuracy                     share of answers that greedy decoding gives exactly
+    accuracy                     share of examples whose answer greedy decoding gives exactly
     accuracy_low, accuracy_high  95% Wilson interval
-    num_examples
-    answer_probability           mean probability of the whole answer, teacher forced: the share that is right
-                                 when answers are sampled at temperature 1, which REINFORCE rewards
+    num_examples                 number of examples
+    answer_probability           mean probability of the whole answer, teacher forced. This is the expected
+                                 accuracy of sampling at temperature 1, which REINFORCE rewards
     answer_log_probability_nats  mean of its logarithm
-    num_tuned_parameters         learned numbers that the adaptation uses: of one expert or one LoRA adapter;
-                                 of all experts and what dispatches them where a strategy chooses
-    right_domain_share           mean weight that the strategy gives the domain's own expert; null where the
-                                 domain is told
-    first_pass_ms                median of choosing the experts for one prompt; null where none is read
-    second_pass_ms               median of reading one prompt and greedily decoding the answer, adapted;
-                                 always in the factored form U S V' of the feed-forward, which base and lora
-                                 do not need: the latency task has the plain base's times
-The question that prompt and classification_expert append to a prompt (tasks.examples.domain_question) is
-text that a base trained here has never read, and with the default training it reaches past the trained
-length: 120 tokens and about 80 of the question against 128. These two are measured under that handicap.
-
-Samples: is_correct, answer_log_probability_nats, one an example; first_pass_ms, second_pass_ms.
+    num_tuned_parameters         number of learned parameters that the adaptation uses: those of one expert or
+                                 one LoRA adapter; where a strategy chooses, those of all experts and of the
+                                 dispatch
+    right_domain_share           mean weight that the strategy gives to the domain's own expert; null where
+                                 the adaptation is given the domain
+    first_pass_ms                median time of choosing the experts for one prompt; null without a first pass
+    second_pass_ms               median time of reading one prompt and decoding the answer greedily, adapted.
+                                 The feed-forward layers always have the factored form U S V', which base and
+                                 lora do not need: the latency task has the times of the plain base
+Samples, one per example: is_correct, answer_log_probability_nats. Samples of times: first_pass_ms,
+second_pass_ms.
 
 The adaptations:
-    base, expert, lora     told the domain
-    prompt, classification_expert, classifier: see archs.transformer_squared.dispatch; told nothing
-    few_shot               the mixture that was searched on examples of the domain, and so told it
+    base, expert, lora     given the domain
+    few_shot               the mixture that was searched on examples of the domain; given the domain, too
+    prompt, classification_expert, classifier: see archs.transformer_squared.dispatch; not given the domain
+
+The strategies prompt and classification_expert append a question to a prompt
+(tasks.examples.domain_question). A base trained here has never read such text. With the default training, the
+question also reaches past the trained length: the prompt has 120 tokens and the question about 80, against
+128. Both are measured under that handicap.
 """
 
 from __future__ import annotations
@@ -52,18 +55,20 @@ from tasks.base import Measurement, Task, TaskInputs, require_positive, with_int
 AdaptationName = Literal[
     "base", "expert", "lora", "prompt", "classification_expert", "classifier", "few_shot"
 ]
-#: Those that read nothing of a prompt to choose.
-TOLD = ("base", "expert", "lora", "few_shot")
+#: The adaptations that are given the domain. They have no first pass.
+NEEDS_DOMAIN = ("base", "expert", "lora", "few_shot")
 
 #: step -> prompts (B, P) and right answers (B, A).
 Examples = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class Adaptation(Task):
-    """See the module.
+    """The task of this module.
 
-    prompts: makes the examples, called with split, domain and seed. domains: the model's. num_prompts:
-    a domain. num_timed_prompts: of them, run alone for the times after one that is not timed.
+    prompts:           makes the examples; called with split, domain and seed.
+    domains:           the domains of the model.
+    num_prompts:       prompts per domain.
+    num_timed_prompts: how many of them are run alone and timed, after one that is not timed.
     Raises ValueError where a number is not positive or there is nothing to measure.
     """
 
@@ -133,7 +138,9 @@ class Adaptation(Task):
         ]
 
     def prepare(self, inputs: TaskInputs) -> None:
-        """Raises ValueError where the test split has no document of a domain that is long enough."""
+        """Make the examples of every domain.
+
+        Raises ValueError where the test split has no document of a domain that is long enough."""
         self._device = inputs.device
         self._examples = {
             domain: self._make(split=inputs.corpus.test, domain=domain, seed=inputs.seed)
@@ -163,7 +170,7 @@ class Adaptation(Task):
             ]
             first_ms, second_ms = ([both[index] for both in times[1:]] for index in (0, 1))
         low, high = wilson_interval(sum(is_correct), len(is_correct))
-        has_first_pass = name not in TOLD
+        has_first_pass = name not in NEEDS_DOMAIN
         metrics: dict[str, float | int | None] = {
             "accuracy": sum(is_correct) / len(is_correct),
             "accuracy_low": low,
@@ -186,7 +193,7 @@ class Adaptation(Task):
         return Measurement(metrics=metrics, samples=samples)
 
     def _batches(self, domain: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """num_prompts prompts and answers of a domain, the same every time."""
+        """Yield num_prompts prompts and answers of a domain, the same every time."""
         left, step = self.num_prompts, 0
         while left > 0:
             prompts, answers = self._examples[domain](step)
@@ -194,7 +201,7 @@ class Adaptation(Task):
             left, step = left - len(prompts), step + 1
 
     def _adapted(self, model: AdaptiveModel, prompts: Tensor, state: State, domain: str, name: str) -> State:
-        """An empty state with the adaptation's mixture for the prompts."""
+        """Return an empty state that holds the adaptation's mixture for the prompts."""
         if name in ("base", "lora"):
             return state
         if name == "expert":
@@ -204,7 +211,7 @@ class Adaptation(Task):
     def _times_ms(
         self, model: AdaptiveModel, prompt: Tensor, num_answer_tokens: int, domain: str, name: str
     ) -> tuple[float, float]:
-        """Of the first pass over one prompt (1, P), and of the second."""
+        """Return the times of the first pass over one prompt (1, P) and of the second."""
         states = [model.init_state(1, prompt.shape[1] + num_answer_tokens)]
         first = time_call_ms(
             lambda: states.append(self._adapted(model, prompt, states.pop(), domain, name)), self._device

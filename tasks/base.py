@@ -1,4 +1,4 @@
-"""Task: what it needs of a model, and what it measures. Nothing here is concrete."""
+"""The contract of tasks: what a task gets, and what it must offer."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from tasks.data.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one cell yields, in the words of harness.record.schema.Point.
+    """The result of one cell, with the fields of harness.record.schema.Point.
 
-    metrics: name -> number, units last in the name. samples: name -> the raw samples behind the
-    metrics. details: anything else worth keeping.
+    metrics: name -> number; the name ends with the unit.
+    samples: name -> raw samples behind the metrics.
+    details: anything else worth keeping.
     """
 
     metrics: dict[str, float | int | None]
@@ -31,10 +32,9 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskInputs:
-    """What a task may use besides the model.
+    """Everything that a task may use besides the model.
 
-    trained_lengths_tokens: the sequence lengths that the model was trained on, so that a task can
-    say which of its cells lie beyond them.
+    trained_lengths_tokens: sequence lengths that the model was trained on. A task can mark its longer cells.
     """
 
     corpus: Corpus
@@ -61,11 +61,11 @@ def with_interval(metric: Metric) -> tuple[Metric, Metric, Metric]:
 
 
 class CellGrid(ABC):
-    """What every task has: a name, the metrics of its points, and a grid of cells.
+    """The part that all tasks have in common: a name, declared metrics, and a grid of cells.
 
-    METRICS:       what its points' numbers are; a number that is not declared is refused when it is written.
-    CELL_SETTINGS: the constructor's arguments that only choose which cells there are. A cell's number does
-                   not depend on them, so they are no part of its identity.
+    METRICS:       declarations of the numbers of its points. Writing any other number is an error.
+    CELL_SETTINGS: the constructor's arguments that only choose which cells exist. A cell's number does not
+                   depend on them, so they are not part of its identity.
     """
 
     name: ClassVar[str]
@@ -74,10 +74,10 @@ class CellGrid(ABC):
 
     @abstractmethod
     def cells(self) -> list[dict[str, Any]]:
-        """The coordinates of every cell, as JSON values, in the order they are measured."""
+        """Return the coordinates of every cell, as JSON values, in the order of measurement."""
 
     def require_declared(self, measurement: Measurement) -> None:
-        """Raises ValueError that names the numbers of a measurement that METRICS does not declare."""
+        """Raise ValueError where a measurement has numbers that METRICS does not declare, naming them."""
         undeclared = sorted(measurement.metrics.keys() - {metric.name for metric in self.METRICS})
         if undeclared:
             raise ValueError(
@@ -87,21 +87,21 @@ class CellGrid(ABC):
 
 
 class Task(CellGrid):
-    """Measures one model at a time, cell by cell, so that a sweep that is stopped keeps the others."""
+    """A task that measures one model at a time, cell by cell; a sweep that stops keeps its finished cells."""
 
     @abstractmethod
     def prepare(self, inputs: TaskInputs) -> None:
-        """Checks the input and builds the examples, once, before the first cell.
+        """Check the input and build the examples, once, before the first cell.
 
-        Raises ValueError with one sentence where the input cannot serve."""
+        Raises ValueError with one sentence where the input does not fit the task."""
 
     @abstractmethod
     def measure(self, model: SequenceModel, cell: dict[str, Any]) -> Measurement:
-        """Measures one cell. The same model, inputs and cell give the same measurement."""
+        """Measure one cell. The same model, inputs and cell give the same measurement."""
 
 
 class TimingTask(CellGrid):
-    """Times several models in turn, so that a drifting machine is fair to all."""
+    """A task that times several models in turn, so that a machine that drifts affects all alike."""
 
     @abstractmethod
     def measure_in_turn(
@@ -111,17 +111,17 @@ class TimingTask(CellGrid):
         run: TimingRun,
         on_turn: Callable[[str], None],
     ) -> Iterator[tuple[str, Measurement | Failure]]:
-        """Measures one cell for all models, by name, and yields each one's outcome.
+        """Measure one cell for all models, and yield each one's name and outcome.
 
-        A model that fails is a failure of its own, and the others are measured.
+        A model that fails yields a failure, and the others are measured.
 
-        run:     what the cells of the job share; it is the same object for every cell of a job.
-        on_turn: is called with a model's name before its turn, so that the death of the process can be
-                 put down to it."""
+        run:     data that the cells share; the same object for every cell of a job.
+        on_turn: called with a model's name before its turn, so that a death of the process can be attributed
+                 to that model."""
 
 
 def require_positive(path: str, **values: int) -> None:
-    """Raises ValueError naming the first value that is below 1, and where in the configuration it is."""
+    """Raise ValueError for the first value below 1, naming it and its place in the configuration."""
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{path}.{name}={value} must be positive.")

@@ -1,22 +1,25 @@
-"""Prefill and decode time against context, the architectures measured in turn.
+"""Measure prefill and decode time against context, for several architectures in turn.
 
 Metrics of a point (cell: phase, context_tokens, batch_size):
-    median_ms, p10_ms, p90_ms  of one call: the whole prefill (time to first token), or one token
+    median_ms, p10_ms, p90_ms  time of one call: the whole prefill (time to first token), or one decoded token
     tokens_per_s               batch_size * tokens of the call / median
-    first_call_ms              the first call of this shape, with whatever compiles or tunes in it
-    peak_memory_bytes          of torch's tensors in an untimed call after the first, above what was held
-                               before it (harness.measure.memory.PeakMemory); null where it cannot be had. Of
-                               plain steps in decode, where graphs are timed too
-    state_bytes                measured on a state with room for context_tokens
-    traffic_bytes              decode: what a step cannot but move: all weights, the state read, and the state
-                               written, which is all of it, or what a token adds where the state grows
-    floor_ms                   decode on a GPU: traffic_bytes at copy_bytes_per_s, what a large copy reads and
-                               writes a second in this process
-    dispatch_ms                Transformer² alone: the first pass over the prompt, part of the time
-                               to first token and shown apart
+    first_call_ms              time of the first call of this shape, including compilation and tuning
+    peak_memory_bytes          peak memory of torch's tensors in an untimed call after the first, without the
+                               memory in use before it (harness.measure.memory.PeakMemory); null where it
+                               cannot be measured. In decode, it is that of plain steps, even where graphs are
+                               timed
+    state_bytes                size of a state with room for context_tokens
+    traffic_bytes              decode: the least that a step must move. It reads all weights and the state,
+                               and writes the state: all of it, or, where the state grows, the part that a
+                               token adds
+    copy_bytes_per_s           decode on a GPU: bytes that a large copy in this process reads and writes per
+                               second
+    floor_ms                   decode on a GPU: the bandwidth bound, traffic_bytes / copy_bytes_per_s
+    dispatch_ms                Transformer² alone: the first pass over the prompt. It is part of the time to
+                               first token
 Samples: time_ms, raw. Each decode sample starts at context_tokens, from a copy of one state.
-Details of decode: is_prefilled (whether that state was), uses_decode_graph, num_decode_graphs, and
-why_no_decode_graph where `auto` could not.
+Details of decode: is_prefilled (whether that state came from a prefill), uses_decode_graph,
+num_decode_graphs, and why_no_decode_graph where `auto` could not capture graphs.
 """
 
 from __future__ import annotations
@@ -43,22 +46,24 @@ Cell = dict[str, Any]
 
 
 class Latency(TimingTask):
-    """Latency of several models, interleaved, so that a drifting machine is fair to all.
+    """The task of this module.
 
-    context_lengths_tokens, batch_sizes: the grid; each of `phases`, prefill and decode, is measured at each.
-    num_samples:        timed calls a cell and model, after a first call and an untimed warm-up.
-    num_decode_steps:   tokens decoded a sample; the sample is their mean.
-    max_cell_s:         a model whose first call takes longer than this is recorded as a timeout at
-                        that cell and at longer contexts of the phase and batch; a prefill's
-                        counts for decode, which needs it.
-    prefills_for_decode: false: decode starts from an empty state that is said to hold context_tokens tokens,
-                        which takes the same time, and no prefill; so a prefill that was too slow or did not
-                        fit keeps no decode from being measured.
-    decode_graph:       true: decode steps are replayed from CUDA graphs (archs.decode_graph), whose capture
-                        is part of the first call; a model that has none is recorded as unsupported. false:
-                        they are called one by one. auto: graphs on a GPU, for what has them.
-    chunk_tokens:       prefill is fed in chunks of this many tokens, so that activations stay bounded; a
-                        model that `reads_whole_prompts` gets its prompt in one call, however long.
+    context_lengths_tokens, batch_sizes: the grid.
+    phases:              prefill, decode, or both; each is measured at every point of the grid.
+    num_samples:         timed calls per cell and model, after a first call and an untimed warm-up.
+    num_decode_steps:    tokens decoded per sample; the sample is the mean time of a token.
+    max_cell_s:          a model whose first call takes longer is recorded as a timeout, at that cell and at
+                         longer contexts of the same phase and batch. A timeout of a prefill also counts for
+                         the decode that needs it.
+    prefills_for_decode: if false, skip the prefill and decode from an empty state that is marked as holding
+                         context_tokens. The time is the same, and decode can be measured even where the
+                         prefill is too slow or does not fit.
+    decode_graph:        true: replay decode steps from CUDA graphs (archs.decode_graph), whose capture is
+                         part of the first call; a model without graphs is recorded as unsupported. false:
+                         call the steps one by one. auto: use graphs on a GPU, for models that have them.
+    chunk_tokens:        tokens per prefill call, so that activations stay bounded. A model that
+                         `reads_whole_prompts` gets its prompt in one call, however long.
+    Raises ValueError where a number is not positive or there is no phase.
     """
 
     name = "latency"
@@ -107,7 +112,7 @@ class Latency(TimingTask):
         self.prefills_for_decode, self.phases = prefills_for_decode, list(phases)
 
     def cells(self) -> list[Cell]:
-        """The grid, shorter contexts first."""
+        """Return the grid, shorter contexts first."""
         return [
             {"phase": phase, "context_tokens": context, "batch_size": batch}
             for phase in self.phases
@@ -159,8 +164,10 @@ class Latency(TimingTask):
         return self.name, name, phase, cell["batch_size"]
 
     def _known_timeout(self, name: str, cell: Cell, run: TimingRun) -> str | None:
-        """Return why a model need not be tried: it was too slow at a shorter context, or its prefill, which
-        decode needs, was too slow at a context that is no longer."""
+        """Return why a model need not be tried, or None.
+
+        It need not where it was too slow at a shorter context, or where its prefill, which decode needs, was
+        too slow at this context or a shorter one."""
         context = cell["context_tokens"]
         shorter = run.too_slow.get(self._slow_key(name, cell["phase"], cell))
         if shorter is not None and shorter < context:
@@ -173,7 +180,7 @@ class Latency(TimingTask):
 
 
 class _Probe:
-    """One model at one cell: warmed up, ready to be sampled."""
+    """A warm model at one cell."""
 
     def __init__(
         self,
@@ -193,7 +200,7 @@ class _Probe:
         self.dispatch_ms: list[float] = []
         self.is_decode = cell["phase"] == "decode"
         self.state_bytes = state_bytes(model.init_state(batch, context))
-        self.prefilled: State = None  # where a decode sample starts
+        self.prefilled: State = None  # the state from which a decode sample starts
         if self.is_decode and task.prefills_for_decode:
             self.prefilled = self._prefill()
         elif self.is_decode:
@@ -211,12 +218,12 @@ class _Probe:
         self.dispatch_ms.clear()
 
     def sample(self) -> None:
-        """One timed prefill, or the mean of num_decode_steps timed steps."""
+        """Time one prefill, or num_decode_steps steps, of which the sample is the mean."""
         num_calls = self.task.num_decode_steps if self.is_decode else 1
         self.times_ms.append(self._call(self._timed) / num_calls)
 
     def _capture(self) -> None:
-        """Captures the steps of a sample; with `auto`, what cannot be captured says why and is called."""
+        """Capture the steps of a sample. With `auto`, keep the reason of a failure, and call the steps."""
         context = self.tokens.shape[1]
         num_steps = self.task.num_decode_steps
         try:
@@ -231,10 +238,11 @@ class _Probe:
             self.graphs = graphs
 
     def _call(self, measure: Callable[[Callable[[], object]], Any], *, is_plain: bool = False) -> Any:
-        """Measures one prefill, or num_decode_steps steps on a copy that is made beforehand; `is_plain`
-        calls the steps where there are graphs of them.
+        """Measure one prefill, or num_decode_steps steps on a copy of the state that is made beforehand.
 
-        The list keeps the last state until the clock has stopped, and none before it."""
+        is_plain: whether to call the steps even where there are graphs of them.
+
+        The list keeps the last state alive until the clock has stopped, and no earlier state."""
         states: list[State] = []
         if not self.is_decode:
             return measure(lambda: states.append(self._prefill()))
@@ -280,7 +288,7 @@ class _Probe:
             graphs.step(self.tokens[:, 0])
 
     def measurement(self) -> Measurement:
-        """The cell's numbers."""
+        """Return the cell's numbers."""
         metrics = time_metrics(
             self.times_ms,
             num_tokens=self.cell["batch_size"] * (1 if self.is_decode else self.cell["context_tokens"]),

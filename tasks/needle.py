@@ -1,19 +1,19 @@
-"""Needle in a haystack: a key and a 4-digit number hidden in real text, asked for at the end.
+"""Find a needle in a haystack: real text hides a key with a 4-digit number, and ends with a query for it.
 
-The format is that of tasks.examples.needle, with the text of the test split. Each cell of the grid of
-lengths and depths has its own examples, the same for every architecture.
+The format is that of tasks.examples.needle, with text of the test split. Each cell of the grid of lengths and
+depths has its own examples. They depend on the seed and are the same for every architecture.
 
 Metrics of a point (cell: context_tokens, depth):
-    accuracy                     share of answers that greedy decoding gives exactly
+    accuracy                     share of examples whose answer greedy decoding gives exactly
     accuracy_low, accuracy_high  95% Wilson interval
-    num_examples
+    num_examples                 number of examples
     answer_log_probability_nats  mean log-probability of the whole answer, teacher forced
-    chance_accuracy              of a number drawn at random
+    chance_accuracy              accuracy of random numbers
     achieved_depth_tokens        mean number of tokens before the needle's line
-    is_trained_length            1 where the context is no longer than the longest trained sequence, null
-                                 where it is not known what the model was trained on
-Samples: is_correct, answer_log_probability_nats, depth_tokens, one an example.
-Details: num_needles, copy_chance_accuracy (of copying any needle of the context, without matching
+    is_trained_length            1 where the context is no longer than the longest trained sequence, else 0;
+                                 null where the trained lengths are not known
+Samples, one per example: is_correct, answer_log_probability_nats, depth_tokens.
+Details: num_needles, copy_chance_accuracy (the accuracy of copying any needle of the context without matching
 the key), note, adaptation (of an adaptive model, else null).
 """
 
@@ -40,19 +40,21 @@ NOTE = (
 
 
 class Examples(NamedTuple):
-    """tokens (B, T) with the answer as their end; depth_tokens one a row."""
+    """tokens (B, T), which end with the answer; depth_tokens, one per row."""
 
     tokens: Tensor
     depth_tokens: list[int]
 
 
 class Needle(Task):
-    """See the module.
+    """The task of this module.
 
-    lengths_tokens: whole contexts, query and answer included. depths: 0 is the beginning of the
-    text, 1 its end. num_examples: a cell. num_needles: lines hidden in a context, one of which is
-    asked for. batch_tokens: of the contexts run side by side (one at least). chunk_tokens: of one
-    prefill call.
+    lengths_tokens: context lengths, including the query and the answer.
+    depths:         places of the needle; 0 is the beginning of the text, 1 its end.
+    num_examples:   examples per cell.
+    num_needles:    needles per context; the query is for one of them.
+    batch_tokens:   tokens run in one batch, which has at least one context.
+    chunk_tokens:   tokens per prefill call.
     Raises ValueError where a number is not positive or a depth is not between 0 and 1.
     """
 
@@ -125,8 +127,9 @@ class Needle(Task):
         ]
 
     def prepare(self, inputs: TaskInputs) -> None:
-        """Raises ValueError where a length leaves no room for the needles, or no test document is
-        as long."""
+        """Check that contexts of all lengths can be made.
+
+        Raises ValueError where a length leaves no room for the needles, or no test document is that long."""
         self._device, self._seed = inputs.device, inputs.seed
         self._longest_trained_tokens = max(inputs.trained_lengths_tokens, default=None)
         self._maker = NeedleMaker(split=inputs.corpus.test, num_needles=self.num_needles)
@@ -170,7 +173,7 @@ class Needle(Task):
         )
 
     def _batches(self, context_tokens: int, depth: float) -> Iterator[Examples]:
-        """The cell's examples, a function of the seed and the cell alone."""
+        """Yield the cell's examples, which depend only on the seed and the cell."""
         num_rows = max(1, self.batch_tokens // context_tokens)
         for first in range(0, self.num_examples, num_rows):
             drawn = []

@@ -1,17 +1,17 @@
-"""Bits per byte and perplexity of real documents, by context length and by position.
+"""Measure bits per byte and perplexity of real documents, by context length and by position.
 
-The same text is scored at every context length: its first max(context_lengths_tokens) tokens, cut
-into windows that each begin from an empty state. What changes from one length to the next is how
-much of the past the model may use, and nothing else.
+The same text is scored at every context length: the first max(context_lengths_tokens) tokens of each
+document, cut into windows. Each window begins from an empty state. From one length to the next, only the
+amount of past that the model can use changes.
 
 Metrics of a point (cell: context_tokens):
     bits_per_byte                          of all scored text
-    bits_per_byte_low, bits_per_byte_high  95% BCa bootstrap over documents; null for one document
-    perplexity                             exp of the mean loss a token
-    num_documents, num_tokens              scored
-Samples: document_nll_nats, document_bytes, document_tokens, one a document; bucket_start_tokens,
-bucket_end_tokens (exclusive) and bucket_loss_nats, the mean loss of the tokens that have between
-start and end tokens of their window before them.
+    bits_per_byte_low, bits_per_byte_high  95% BCa bootstrap interval over documents; null for one document
+    perplexity                             exp of the mean loss per token
+    num_documents, num_tokens              number of scored documents and tokens
+Samples, one per document: document_nll_nats, document_bytes, document_tokens.
+Samples, one per bucket of positions: bucket_start_tokens, bucket_end_tokens (exclusive), and
+bucket_loss_nats, the mean loss of the tokens whose window holds between start and end earlier tokens.
 Details: domains (bits per byte of each), adaptation (which expert an adaptive model used, or null).
 """
 
@@ -36,7 +36,7 @@ from tasks.data.corpus import Split
 
 
 class Window(NamedTuple):
-    """Targets [start, start + length) of a document, counted from its second token."""
+    """Targets [start, start + length) of a document. Target 0 is the document's second token."""
 
     document: int
     start: int
@@ -44,12 +44,14 @@ class Window(NamedTuple):
 
 
 class Perplexity(Task):
-    """See the module.
+    """The task of this module.
 
-    context_lengths_tokens: window lengths. num_documents: of the test split, the same number of
-    each domain as far as they go; fewer where fewer are long enough. num_buckets: of positions, at
-    most. batch_tokens: of the windows scored side by side (one window at least). chunk_tokens: of
-    one prefill call, so that memory does not grow with the window.
+    context_lengths_tokens: window lengths.
+    num_documents: documents of the test split to score, taken from the domains in turn; fewer where fewer are
+                   long enough.
+    num_buckets:   largest number of buckets of positions.
+    batch_tokens:  tokens scored in one batch, which has at least one window.
+    chunk_tokens:  tokens per prefill call; memory does not grow with the window.
     Raises ValueError where a number is not positive.
     """
 
@@ -70,7 +72,7 @@ class Perplexity(Task):
         Metric(name="num_documents", label="documents", unit="", direction="neither", kind="quality"),
         Metric(name="num_tokens", label="tokens", unit="tokens", direction="neither", kind="quality"),
     )
-    # No setting chooses cells alone: the longest context decides which documents are scored, and how far.
+    # The context lengths do more than choose cells: the longest decides which text is scored.
     CELL_SETTINGS = ()
 
     def __init__(
@@ -96,7 +98,9 @@ class Perplexity(Task):
         return [{"context_tokens": length} for length in self.context_lengths_tokens]
 
     def prepare(self, inputs: TaskInputs) -> None:
-        """Raises ValueError where no test document is as long as the longest context."""
+        """Pick the documents.
+
+        Raises ValueError where no test document is as long as the longest context."""
         self._device, self._seed = inputs.device, inputs.seed
         split, num_tokens = inputs.corpus.test, self.context_lengths_tokens[-1]
         documents = pick_documents(split, min_tokens=num_tokens + 1, num_documents=self.num_documents)
@@ -116,7 +120,7 @@ class Perplexity(Task):
         return self._summary(losses, context_tokens, is_adaptive=model.is_adaptive)
 
     def _batches(self, context_tokens: int, *, by_domain: bool) -> Iterator[list[Window]]:
-        """Windows of equal length (and domain) together; every token stands in exactly one."""
+        """Yield batches of windows of equal length (and domain). Every token is in exactly one window."""
         num_tokens = self._tokens.shape[1] - 1
         groups: dict[tuple[int, str], list[Window]] = {}
         for document, domain in enumerate(self._domains):
@@ -176,8 +180,9 @@ class Perplexity(Task):
 
 
 def bucket_edges(context_tokens: int, num_buckets: int) -> list[int]:
-    """Rising edges from 0 to context_tokens, evenly spaced in the logarithm of the position; fewer
-    than num_buckets + 1 where whole numbers leave no more."""
+    """Return rising whole edges from 0 to context_tokens, evenly spaced in the logarithm of the position.
+
+    There are num_buckets + 1 of them, or fewer where rounding makes some equal."""
     if num_buckets == 1:
         return [0, context_tokens]
     inner = np.rint(np.geomspace(1, context_tokens, num_buckets)).astype(int).tolist()
@@ -185,8 +190,10 @@ def bucket_edges(context_tokens: int, num_buckets: int) -> list[int]:
 
 
 def pick_documents(split: Split, *, min_tokens: int, num_documents: int) -> list[int]:
-    """Documents of at least min_tokens tokens, taken from the domains in turn, within a domain in
-    the order of a hash of their names. Raises ValueError where there is none."""
+    """Return the indices of documents of at least min_tokens tokens.
+
+    The domains take turns. Within a domain, the order is that of a hash of the names. Raises ValueError where
+    no document is long enough."""
     queues: dict[str, list[int]] = {}
     for index in np.flatnonzero(split.lengths_tokens >= min_tokens).tolist():
         queues.setdefault(split.domains[index], []).append(index)

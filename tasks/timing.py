@@ -1,4 +1,4 @@
-"""What all timing tasks measure of a call."""
+"""Numbers that all timing tasks have in common."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def time_metrics(
     first_call_ms: float,
     peak_memory_bytes: int | None,
 ) -> dict[str, float | int | None]:
-    """Return the numbers that TIME_METRICS declares, of samples of a call that processes num_tokens."""
+    """Return the numbers that TIME_METRICS declares, from the times of a call that processes num_tokens."""
     median_ms = percentile(times_ms, 0.5)
     return {
         "median_ms": median_ms,

@@ -1,16 +1,19 @@
-"""How fast a training step is, against what the machine's matrix products reach, the architectures in turn.
+"""Measure the time of a training step, for several architectures in turn.
+
+The utilisation compares a step with the rate that large matrix products reach on the same machine.
 
 Metrics of a point (cell: context_tokens, batch_size):
-    median_ms, p10_ms, p90_ms  of one loss and its gradients, all parameters', without an optimiser
+    median_ms, p10_ms, p90_ms  time of one loss and the gradients of all parameters, without an optimiser
     tokens_per_s               batch_size * context_tokens / median
-    first_call_ms              the first step of this shape, with whatever compiles or tunes in it
-    peak_memory_bytes          of torch's tensors in an untimed step, gradients included, weights not
-    model_flops_per_s          three times the forward pass's products and attention, by formula, with the
-                               logits of every token, over the median: elementwise work is not counted, nor
-                               what is computed twice
-    matmul_flops_per_s         the ceiling: what a large matrix product reached in this process
-    utilisation                model_flops_per_s over it; null, as model_flops_per_s, where a model does not
-                               say how wide its head is
+    first_call_ms              time of the first step of this shape, including compilation and tuning
+    peak_memory_bytes          peak memory of torch's tensors in an untimed step, with gradients and without
+                               weights
+    model_flops_per_s          three times the FLOPs of the forward pass, by formula, over the median. Matrix
+                               products, attention and the logits of every token count; elementwise work and
+                               recomputation do not
+    matmul_flops_per_s         the rate that a large matrix product reached in this process
+    utilisation                model_flops_per_s / matmul_flops_per_s
+model_flops_per_s and utilisation are null where a model has no d_model, from which its logits are counted.
 Samples: time_ms, raw.
 """
 
@@ -32,13 +35,13 @@ from tasks.timing import TIME_METRICS, time_metrics
 
 
 class TrainingSpeed(TimingTask):
-    """Training steps of several models on random tokens, interleaved.
+    """The task of this module. Tokens are random.
 
-    context_lengths_tokens, batch_tokens: a step is batch_tokens / length sequences, one at least.
-    num_samples:  timed steps a model, after a first and an untimed one.
-    max_cell_s:   a model whose first step takes longer is recorded as a timeout there and at longer
-                  lengths.
-    matmul_width: of the matrix product that is the ceiling.
+    context_lengths_tokens: sequence lengths.
+    batch_tokens: tokens per step, which has batch_tokens / length sequences, and at least one.
+    num_samples:  timed steps per model, after a first and an untimed one.
+    max_cell_s:   a model whose first step takes longer is recorded as a timeout, there and at longer lengths.
+    matmul_width: width of the matrix product with which the steps are compared.
     Raises ValueError where a number is not positive.
     """
 
@@ -82,7 +85,7 @@ class TrainingSpeed(TimingTask):
         self.num_samples, self.max_cell_s, self.matmul_width = num_samples, max_cell_s, matmul_width
 
     def cells(self) -> list[dict[str, Any]]:
-        """Shorter sequences first."""
+        """Return the grid, shorter sequences first."""
         return [
             {"context_tokens": length, "batch_size": max(1, self.batch_tokens // length)}
             for length in self.context_lengths_tokens
@@ -125,8 +128,8 @@ class TrainingSpeed(TimingTask):
 
 
 class _Step:
-    """One model's training step at one cell: warmed up, ready to be sampled. Gradients are freed after
-    every call, whatever happens in it."""
+    """The training step of a warm model at one cell. Gradients are freed after every call, even after an
+    error."""
 
     def __init__(
         self,
@@ -188,7 +191,9 @@ class _Step:
         return Measurement(metrics=metrics, samples={"time_ms": self.times_ms})
 
     def _forward_flops(self, context_tokens: int) -> float | None:
-        """Products and attention of one sequence: the formula of a prefill has the logits of one token."""
+        """Return the FLOPs of matrix products and attention for one sequence; None without a d_model.
+
+        The formula of a prefill counts the logits of one token, so those of the others are added."""
         width = getattr(getattr(self.model, "base", self.model), "d_model", None)
         if width is None:
             return None

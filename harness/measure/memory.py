@@ -1,4 +1,4 @@
-"""Peak memory of torch's tensors."""
+"""Measure the peak memory of torch's tensors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class PeakMemory:
-    """Peak memory of torch's tensors in the block it surrounds, above what was held when it began.
+    """Context manager that measures the peak memory of torch's tensors in its block, in `bytes`.
 
-    `bytes` is the allocator's own figure on a GPU. On a CPU it is the most that the tensors made in the
-    block held between two operations, to the byte, whatever ran before; what an operation allocates and
-    frees within itself is not in it. Watching costs time, so a block is not timed. None elsewhere.
+    Memory that was in use when the block began is not counted. On a GPU, `bytes` is the figure of torch's
+    allocator. On a CPU, it is the exact maximum, between two operations, of the memory of the tensors that
+    the block made; what an operation allocates and frees internally is not included. On other devices it is
+    None. Measuring memory costs time, so do not time the same block.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +45,7 @@ class PeakMemory:
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are freed."""
+    """Sum the bytes of the storages that operations have made and that are not freed yet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class _LiveTensors(TorchDispatchMode):
             storage = tensor.untyped_storage()
             key = storage._cdata
             if key in self._storages or _is_among(key, args) or _is_among(key, list(kwargs.values())):
-                continue  # a view of, or in place on, one that was there before
+                continue  # a view of an earlier storage, or an operation in place on it
             num_bytes = storage.nbytes()
             self._storages[key] = weakref.ref(storage, functools.partial(self._freed, key, num_bytes))
             self._bytes += num_bytes
@@ -78,19 +79,19 @@ class _LiveTensors(TorchDispatchMode):
 
 @functools.cache
 def _makes_nothing(function: Any) -> bool:
-    """Whether all that an operation returns is, by its schema, a view of or in place on what it was given:
-    most operations are, and need no look."""
+    """Return whether, by its schema, an operation makes no storage: all its results are views of its
+    arguments, or its arguments changed in place. This holds for most operations and saves looking at them."""
     returns = function._schema.returns
     return len(returns) > 0 and all(value.alias_info is not None for value in returns)
 
 
 def _is_among(key: int, values: Any) -> bool:
-    """Whether the storage is that of one of the tensors in nested lists and tuples."""
+    """Return whether the storage belongs to one of the tensors in nested lists and tuples."""
     return any(tensor.untyped_storage()._cdata == key for tensor in _tensors(values))
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    """The tensors in nested lists and tuples."""
+    """Return the tensors in nested lists and tuples."""
     if isinstance(value, torch.Tensor):
         return [value]
     return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []

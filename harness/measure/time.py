@@ -1,4 +1,4 @@
-"""How time and memory are measured."""
+"""Time calls, and measure the memory bandwidth and the matrix-product rate of a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from harness.measure.statistics import percentile
 
 
 def time_call_ms(call: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call: CUDA events on a GPU, a monotonic clock on a CPU."""
+    """Return the duration of one call in milliseconds, by CUDA events on a GPU and by a monotonic clock on a
+    CPU."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -26,8 +27,10 @@ def time_call_ms(call: Callable[[], object], device: torch.device) -> float:
 
 
 def copy_bytes_per_s(device: torch.device, num_bytes: int = 2**31, num_calls: int = 20) -> float:
-    """Bytes read and written in a second by copies of num_bytes, which is to be far more than the caches:
-    the ceiling of all that is bound by memory. The median of num_calls, after a first."""
+    """Return the bytes per second that copies read and write: the memory bandwidth of the device.
+
+    num_bytes: size of a copy; it must exceed the caches by far. The result is the median of num_calls copies
+    after one that is not timed."""
     source, target = (torch.zeros(num_bytes, dtype=torch.uint8, device=device) for _ in range(2))
     return 2e3 * num_bytes / _median_ms(lambda: target.copy_(source), device, num_calls)
 
@@ -35,8 +38,10 @@ def copy_bytes_per_s(device: torch.device, num_bytes: int = 2**31, num_calls: in
 def matmul_flops_per_s(
     device: torch.device, dtype: torch.dtype, width: int = 8192, num_calls: int = 20
 ) -> float:
-    """Floating-point operations in a second of square matrix products: the ceiling of utilisation. The median
-    of num_calls, after a first."""
+    """Return the floating-point operations per second of square matrix products, against which utilisation is
+    measured.
+
+    The result is the median of num_calls products after one that is not timed."""
     a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     return 2e3 * width**3 / _median_ms(lambda: a @ b, device, num_calls)
 

@@ -1,4 +1,4 @@
-"""Turn-taking: several participants are timed round by round, so that a drifting machine is fair to all."""
+"""Time several participants in turn, round by round, so that a machine that drifts affects all alike."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Failure(NamedTuple):
-    """Why there is no measurement: a status of harness.record.schema, and the reason in a sentence."""
+    """The reason for a missing measurement: a status of harness.record.schema, and a sentence."""
 
     status: str
     reason: str
 
 
 class Probe(Protocol[Result]):
-    """One participant at one cell. Whoever makes it also makes its first call and warms it up.
+    """One participant at one cell. Its constructor makes the first call and warms it up.
 
-    first_call_ms: time of the first call, with whatever compiles or tunes in it.
+    first_call_ms: duration of the first call, including compilation and tuning.
     """
 
     first_call_ms: float
@@ -41,10 +41,10 @@ class Probe(Protocol[Result]):
 
 @dataclass
 class TimingRun:
-    """What the cells of one timing job share.
+    """Data that the cells of one timing job share.
 
-    device:   where every participant runs.
-    too_slow: participant (a key of the task's choice) -> the context in tokens that took too long.
+    device:   the device on which every participant runs.
+    too_slow: participant (a key that the task chooses) -> the context, in tokens, that took too long.
     """
 
     device: torch.device
@@ -52,7 +52,7 @@ class TimingRun:
     _numbers: dict[Hashable, float] = field(default_factory=dict)
 
     def once(self, key: Hashable, measure: Callable[[], float]) -> float:
-        """Return the number that `measure` gave when it was first called for this key."""
+        """Return measure(), which is called only the first time that this key is given."""
         if key not in self._numbers:
             self._numbers[key] = measure()
         return self._numbers[key]
@@ -72,9 +72,9 @@ def take_turns(
     An exception of a probe, whatever its class, is a failure of that participant alone. A first call that
     takes longer than max_first_call_s is a timeout.
 
-    is_retried_alone: try a participant that runs out of memory beside others once more after them, when
-                      theirs is free.
-    on_turn:          is called with a name before its turn. Its own errors are raised.
+    is_retried_alone: whether a participant that runs out of memory beside others is tried once more after
+                      them, when their memory is free.
+    on_turn:          called with a name before its turn. Its own errors are raised.
     """
     probes: dict[str, Probe[T]] = {}
     retried: list[str] = []
@@ -126,7 +126,7 @@ def take_turns(
 
 
 def _attempt(call: Callable[[], None]) -> Failure | None:
-    """Call it, and return why that failed. The exception, which holds tensors, is not kept."""
+    """Make a call; return its failure, if any. The exception is not kept, because it holds tensors."""
     try:
         call()
     except Exception as error:
@@ -135,9 +135,9 @@ def _attempt(call: Callable[[], None]) -> Failure | None:
 
 
 def rounds(names: Collection[str], num_rounds: int, *, is_reversing: bool = False) -> Iterator[str]:
-    """Yield whose turn it is: in each round all names that are in the collection by then.
+    """Yield the name whose turn it is. Names that leave the collection get no further turn.
 
-    is_reversing: go through every second round backwards, so that nobody always comes first."""
+    is_reversing: whether every second round runs backwards, so that no name always comes first."""
     for index in range(num_rounds):
         order = list(names)
         for name in reversed(order) if is_reversing and index % 2 else order:
@@ -150,7 +150,7 @@ def in_turn(
 ) -> dict[str, Any]:
     """Time two warm calls in turn and compare them round by round.
 
-    Returns our_ms and peer_ms, one time per round; speed, the median over the rounds of the peer's time
+    Return our_ms and peer_ms, one time per round; speed, the median over the rounds of the peer's time
     divided by ours; and speed_quartiles."""
     calls = {"ours": ours, "peer": peer}
     times_ms: dict[str, list[float]] = {name: [] for name in calls}

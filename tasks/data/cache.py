@@ -1,7 +1,7 @@
-"""Tokenised documents on disk: arrays that are memory-mapped, in a folder named by their content.
+"""Keep tokenised documents on disk, as memory-mapped arrays in a folder named by their content.
 
-A folder is written under a temporary name and renamed when it is complete, so jobs that build the
-same corpus at the same time do not meet. What was damaged since is noticed and built again.
+A folder is written under a temporary name and renamed when it is complete, so that jobs can build the same
+corpus at the same time. A folder whose files were damaged later is noticed and built again.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ import numpy as np
 from tasks.data.sources import Document, Source
 from tasks.data.tokenizers import Tokenizer
 
-#: Raised when the files' layout changes, so that old caches are not read.
+#: To be raised when the layout of the files changes, so that old caches are not read.
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class TokenCache:
-    """tokens: all documents end to end, memory-mapped. offsets (N + 1,): document i is
-    tokens[offsets[i]:offsets[i + 1]]. byte_lengths: a token's bytes, None at byte level."""
+    """Tokenised documents.
+
+    tokens:       tokens of all documents, end to end, memory-mapped.
+    offsets:      (N + 1,); document i is tokens[offsets[i]:offsets[i + 1]].
+    byte_lengths: bytes of each token, memory-mapped; None for byte tokens.
+    """
 
     content_hash: str
     num_skipped: int
@@ -40,23 +44,23 @@ class TokenCache:
 
 
 class DamagedCache(Exception):
-    """A cache folder whose files are not what was written."""
+    """The files of a cache folder have changed since they were written."""
 
 
 def default_cache_dir() -> Path:
-    """$LONGARCH_CACHE, else ~/.cache/longarch."""
+    """Return $LONGARCH_CACHE, or ~/.cache/longarch where it is not set."""
     return Path(os.environ.get("LONGARCH_CACHE") or "~/.cache/longarch").expanduser()
 
 
 def open_or_build(source: Source, tokenizer: Tokenizer, cache_dir: Path | None) -> TokenCache:
-    """The tokenised `source`, from the cache where it is there and whole.
+    """Return the tokenised `source`, from the cache where it is there and undamaged.
 
-    Raises ValueError where the folder cannot be written, and what `source` raises."""
+    Raises ValueError where the folder cannot be used, and the errors of `source`."""
     root = default_cache_dir() if cache_dir is None else cache_dir.expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)
         content_hash = _known_hash(source, tokenizer, root)
-        if content_hash is not None and (root / content_hash).is_dir():  # it appears whole
+        if content_hash is not None and (root / content_hash).is_dir():  # a folder appears complete
             try:
                 return _open(root / content_hash)
             except (DamagedCache, OSError, ValueError, KeyError, TypeError):
@@ -70,7 +74,7 @@ def open_or_build(source: Source, tokenizer: Tokenizer, cache_dir: Path | None) 
 
 
 class _ContentHash:
-    """SHA-256 over names, domains, contents and the tokenizer."""
+    """Running SHA-256 over names, domains, contents and the tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._hash = hashlib.sha256(f"{FORMAT_VERSION}/{tokenizer.name}".encode())
@@ -84,7 +88,7 @@ class _ContentHash:
 
 
 def _pointer(source: Source, tokenizer: Tokenizer, root: Path) -> Path | None:
-    """The file that remembers the content hash of a source that is too slow to read again."""
+    """Return the file that holds the content hash of a source that is too slow to read again, else None."""
     settings = source.settings_key()
     if settings is None:
         return None
@@ -113,7 +117,7 @@ def _build(source: Source, tokenizer: Tokenizer, root: Path) -> Path:
         target = root / content_hash
         try:
             os.rename(folder, target)
-        except OSError:  # another job was first, and wrote the same
+        except OSError:  # another job was first and wrote the same
             if not target.is_dir():
                 raise
         pointer = _pointer(source, tokenizer, root)

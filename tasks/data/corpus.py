@@ -1,4 +1,4 @@
-"""A tokenised corpus: documents on disk, memory-mapped, split into train, validation and test."""
+"""Load a tokenised corpus: memory-mapped documents, split into training, validation and test."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from tasks.data.cache import TokenCache, open_or_build
 from tasks.data.sources import Source
 from tasks.data.tokenizers import Tokenizer, make_tokenizer
 
-#: Shares of the documents, by a hash of their name; training has the rest.
+#: Shares of the documents, by a hash of their names. Training has the rest.
 TEST_FRACTION, VALIDATION_FRACTION = 0.05, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Some of a corpus' documents. Every document begins with the document-start token.
+    """One split of a corpus. Every document begins with the document-start token.
 
-    tokens and byte_lengths are shared by the splits; document i is tokens[starts[i]:stops[i]].
-    byte_lengths is None where every token but the document start is one byte.
+    tokens, byte_lengths: of the whole corpus, shared by its splits. byte_lengths is None where every token
+                          but the document start is one byte.
+    starts, stops:        (N,); document i is tokens[starts[i]:stops[i]].
     """
 
     name: str
@@ -38,25 +39,25 @@ class Split:
 
     @property
     def num_documents(self) -> int:
-        """Documents."""
+        """Return the number of documents."""
         return len(self.names)
 
     @cached_property
     def lengths_tokens(self) -> np.ndarray:
-        """Tokens of each document, the document start included (N,)."""
+        """Return the number of tokens of each document (N,), including the document start."""
         return self.stops - self.starts
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents."""
+        """Return the number of tokens of all documents."""
         return int(self.lengths_tokens.sum())
 
     def document(self, index: int) -> np.ndarray:
-        """The tokens of one document (T,), a read-only view of the memory map."""
+        """Return the tokens of one document (T,), a read-only view of the memory map."""
         return self.tokens[self.starts[index] : self.stops[index]]
 
     def num_bytes(self, index: int, start: int = 0, stop: int | None = None) -> int:
-        """Bytes of text that tokens [start, stop) of a document stand for."""
+        """Return the number of bytes of text that tokens [start, stop) of a document stand for."""
         first, last = int(self.starts[index]), int(self.stops[index])
         stop = last - first if stop is None else min(stop, last - first)
         if self.byte_lengths is None:
@@ -65,21 +66,25 @@ class Split:
 
     @cached_property
     def bytes_per_token(self) -> float:
-        """Mean over the split; what turns a loss a token into one a byte."""
+        """Return the mean bytes per token, by which a loss per token is divided to get one per byte."""
         return sum(self.num_bytes(i) for i in range(self.num_documents)) / (
             self.num_tokens - self.num_documents
         )
 
     @property
     def longest(self) -> tuple[str, int]:
-        """Name and tokens of the longest document."""
+        """Return the name and the number of tokens of the longest document."""
         index = int(np.argmax(self.lengths_tokens))
         return self.names[index], int(self.lengths_tokens[index])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """content_hash covers names, contents and tokenizer: equal hashes mean equal tokens."""
+    """The splits of one source.
+
+    content_hash: hash of names, domains, contents and tokenizer; equal hashes mean equal tokens.
+    num_skipped:  number of unreadable files that were left out.
+    """
 
     name: str
     tokenizer: Tokenizer
@@ -90,7 +95,7 @@ class Corpus:
     test: Split
 
     def description(self) -> dict[str, Any]:
-        """What a record says of the data, as JSON values."""
+        """Return what a record says about the data, as JSON values."""
         splits = (self.train, self.validation, self.test)
         return {
             "name": self.name,
@@ -110,11 +115,12 @@ def load_corpus(
     vocab_size: int | None = None,
     cache_dir: str | None = None,
 ) -> Corpus:
-    """Tokenises `source`, or finds it in the cache, and splits it.
+    """Tokenise `source`, or find it in the cache, and split it. Documents without text are left out.
 
-    tokenizer: as `make_tokenizer`. vocab_size: what the models are built for; checked.
-    cache_dir: default $LONGARCH_CACHE, else ~/.cache/longarch. Documents without text are left out.
-    Raises ValueError with one sentence where the source, the tokenizer or the folder cannot serve.
+    tokenizer:  as in `make_tokenizer`.
+    vocab_size: size of the vocabulary that the models are built for; it must be large enough.
+    cache_dir:  default $LONGARCH_CACHE, else ~/.cache/longarch.
+    Raises ValueError with one sentence where the source, the tokenizer or the folder cannot be used.
     """
     tokenizer = make_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
     if vocab_size is not None and vocab_size < tokenizer.vocab_size:
@@ -137,11 +143,13 @@ def load_corpus(
 
 
 def split_documents(names: list[str], domains: list[str] | None = None) -> list[str]:
-    """The split of each document, by the SHA-256 of its name: it does not move when other documents
-    come or go. Only where that leaves a split empty, as among two dozen books, are the documents
-    ranked by their hash and the first of them given to test and validation. domains: of each document,
-    where every domain is to be split so on its own.
+    """Return the split of each document, which the SHA-256 of its name decides.
 
+    A document stays in its split when others come or go. There is one exception: where a split would be
+    empty, as among two dozen books, the documents are ranked by their hashes, and the first go to test and
+    validation.
+
+    domains: the domain of each document, if every domain is to be split on its own.
     Raises ValueError for fewer than three documents."""
     if domains is not None:
         splits = [""] * len(names)
@@ -154,12 +162,12 @@ def split_documents(names: list[str], domains: list[str] | None = None) -> list[
 
 
 def _split_names(names: list[str], domain: str | None = None) -> list[str]:
-    """`split_documents` of one group; `domain` is for the error's sentence."""
+    """Split one group of documents; see `split_documents`. The sentence of an error names `domain`."""
     if len(names) < 3:
         what = "The data has" if domain is None else f"The data's domain {domain!r} has"
         raise ValueError(
             f"{what} {len(names)} document(s) with text; training, validation and test need at "
-            "least 3, one document a file."
+            "least 3, one document per file."
         )
     places = [int.from_bytes(hashlib.sha256(n.encode()).digest()[:8], "big") / 2**64 for n in names]
     held_out = TEST_FRACTION + VALIDATION_FRACTION

@@ -1,4 +1,4 @@
-"""Documents of a data set on the Hugging Face hub, or of local files that `datasets` reads."""
+"""Read documents of a data set on the Hugging Face hub, or of local files that `datasets` reads."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from tasks.data.sources import Document, Source
 
 
 class HuggingFace(Source):
-    """Reads through the package `datasets` (extra `huggingface`).
+    """A source that reads through the package `datasets` (extra `huggingface`).
 
-    path, name, split, revision, data_files: as datasets.load_dataset. streaming: read row by row
-    instead of downloading the whole set first. text_field: the column with the text.
-    domain_field: a column (dotted where nested) with the domain; by default all is one domain.
-    max_documents: stop after so many; null reads all.
-    document_start_pattern: where a row is a paragraph (WikiText), the regular expression that the
-    first row of a document matches; rows in between are joined. By default a row is a document.
-    Rows whose text is null are skipped.
+    path, name, split, revision, data_files: as in datasets.load_dataset.
+    streaming:     whether to read row by row instead of downloading the whole set first.
+    text_field:    column that holds the text. Rows whose text is null are skipped.
+    domain_field:  column (dotted where nested) that holds the domain; by default, there is one domain.
+    max_documents: number of documents after which reading stops; null reads all.
+    document_start_pattern: for sets whose rows are paragraphs (WikiText), a regular expression that the first
+                   row of a document matches. The rows up to the next match are joined. By default, a row is a
+                   document.
 
-    The settings stand for the content of a set on the hub in the cache: give a `revision` to pin it.
-    Local files are read anew each time. Raises ValueError
-    where the package is missing, or the data set, split or column cannot be had.
+    In the cache, a set on the hub is known by these settings and not by its content: give a `revision` to pin
+    it. Local files are read again each time. Raises ValueError where the package is missing, or the data set,
+    the split or the column cannot be read.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class HuggingFace(Source):
 
     def settings_key(self) -> dict[str, Any] | None:
         if self._load_arguments["data_files"] is not None or Path(self.path).exists():
-            return None  # local files are cheap to read, and change
+            return None  # local files are quick to read, and may change
         return {
             **{key: value for key, value in self._load_arguments.items() if key != "streaming"},
             **{"text_field": self.text_field, "max_documents": self.max_documents},

@@ -1,4 +1,4 @@
-"""Picks documents: equally often from every domain, within a domain in proportion to length."""
+"""Draw documents: equally often from every domain, within a domain in proportion to length."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from tasks.data.corpus import Split
 
 
 class DocumentSampler:
-    """Draws documents of at least min_tokens tokens, the document start included.
+    """Random draws of documents that have at least min_tokens tokens, including the document start.
 
-    is_domain_balanced: false draws in proportion to length over all domains. domain: only this one.
+    is_domain_balanced: if false, draw in proportion to length over all domains.
+    domain:             if given, draw from this domain only.
     Raises ValueError where no document is long enough.
     """
 
@@ -40,6 +41,6 @@ class DocumentSampler:
         self._indices, self._cumulative = indices, np.cumsum(weights)
 
     def draw(self, rng: np.random.Generator) -> int:
-        """An index into the split's documents."""
+        """Return the index of a document in the split."""
         place = rng.random() * self._cumulative[-1]
         return int(self._indices[np.searchsorted(self._cumulative, place, side="right")])

@@ -1,4 +1,4 @@
-"""Where documents come from: the installed packages, a folder of text files, or several sources at once."""
+"""Read documents: of the installed packages, of a folder of text files, or of several sources at once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-#: Folders that hold no source of the package itself, are optional in distributions' packages, or
-#: are left out of some (Debian and Fedora split idlelib, tkinter, turtledemo, distutils and others).
+#: Folders that hold no source of the package itself, or that some distributions leave out or package apart
+#: (Debian and Fedora do so with idlelib, tkinter, turtledemo, distutils and others).
 EXCLUDED_FOLDERS = frozenset(
     {
         *("site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "_internal"),
@@ -28,7 +28,11 @@ BUILD_FILES = frozenset({"torch/version.py"})
 
 
 class Document(NamedTuple):
-    """name: unique in its source, the same on every machine. domain: what it is compared within."""
+    """One document.
+
+    name:   unique in its source, and the same on every machine.
+    domain: group of documents for which results are also shown apart.
+    """
 
     name: str
     domain: str
@@ -38,34 +42,36 @@ class Document(NamedTuple):
 class Source(ABC):
     """An ordered set of documents.
 
-    is_split_by_domain: whether each domain is split into training, validation and test on its own."""
+    is_split_by_domain: whether each domain is split into training, validation and test on its own.
+    """
 
     name: str
     is_split_by_domain = False
 
     @abstractmethod
     def documents(self) -> Iterator[Document]:
-        """Every document, in the same order each time. May be called more than once.
+        """Yield every document, in the same order each time. May be called more than once.
 
         Raises ValueError with one sentence where there is nothing to read."""
 
     def settings_key(self) -> dict[str, Any] | None:
-        """What stands for the content where reading it all again just to find the cache would be
-        too slow; None where the content itself is read."""
+        """Return settings by which the cache knows the content, where reading it again would be too slow.
+
+        None where the cache knows the content by reading it."""
         return None
 
     @property
     def skipped(self) -> list[str]:
-        """The names that the last `documents()` left out as unreadable."""
+        """Return the names that the last `documents()` left out as unreadable."""
         return []
 
 
 class InstalledPackages(Source):
-    """The *.py files of the running Python's standard library and of the installed torch package:
-    real code, nothing to download, identical for identical versions.
+    """The *.py files of Python's standard library and of the installed torch package.
 
-    Domains "stdlib" and "torch"; names such as "stdlib/json/decoder.py". Tests, build products and
-    what distributions split off are left out.
+    This is real code that needs no download and is equal for equal versions. The domains are "stdlib" and
+    "torch", and names are like "stdlib/json/decoder.py". Tests, build products, and files that distributions
+    package apart are left out.
     """
 
     name = "installed_packages"
@@ -94,7 +100,7 @@ class InstalledPackages(Source):
 
 
 def _python_files(root: Path) -> Iterator[str]:
-    """Paths relative to `root`, with forward slashes."""
+    """Yield the paths of Python files relative to `root`, with forward slashes."""
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [
             name for name in subfolders if name not in EXCLUDED_FOLDERS and not name.startswith("config-")
@@ -105,12 +111,13 @@ def _python_files(root: Path) -> Iterator[str]:
 
 
 class TextFolder(Source):
-    """The files of any folder, recursively, whose name matches `pattern`, as UTF-8 text; an empty
-    file, or one of white space alone, is no document.
+    """The files of a folder and its subfolders, as UTF-8 text, without those that hold only white space.
 
-    A file that is not text (a NUL byte, or not UTF-8) or cannot be read is an error that names it;
-    with skip_unreadable it is left out, counted in `skipped`. The domain is the first folder on the
-    way, else the folder's own name; or `domain`, for every file.
+    pattern:         the names of files to read, as in fnmatch.
+    skip_unreadable: whether to leave out files that cannot be read or are not text (they have a NUL byte or
+                     are not UTF-8), and to list them in `skipped`. Otherwise the first one is a ValueError.
+    domain:          domain of every file. By default, the domain of a file is the first folder on its path,
+                     or the name of the folder itself for files directly inside it.
     """
 
     def __init__(
@@ -186,11 +193,11 @@ class TextFolder(Source):
 
 
 class Mixture(Source):
-    """The documents of several sources, in the sources' order, each with its name and domain.
+    """The documents of several sources, in the order of the sources, with their own names and domains.
 
-    Every domain is split on its own, as it would be alone: otherwise the thousands of files of one source
-    fill the splits, and two dozen books of another need not have one in each.
-    Raises ValueError where two sources have a document of the same name, and what the sources raise.
+    Every domain is split on its own, as if it were alone. Otherwise the thousands of files of one source
+    would fill the splits, and the two dozen books of another might be missing from some. Raises ValueError
+    where two sources have a document of the same name, and the errors of the sources.
     """
 
     is_split_by_domain = True

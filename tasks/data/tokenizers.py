@@ -1,4 +1,4 @@
-"""Text to token ids and back. Bytes by default; a tokenizer of the Hugging Face hub as an option."""
+"""Turn text into token ids and back, by bytes or by a tokenizer of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-#: Names under which published tokenizers keep the token that starts a document.
+#: Names that public tokenizers give to the token that starts a document.
 DOCUMENT_START_TOKENS = ("<s>", "<bos>", "<|begin_of_text|>", "<|endoftext|>", "[CLS]", "</s>")
 
 
 class Encoding(NamedTuple):
-    """tokens: ids (T,). byte_lengths: the UTF-8 bytes that each token adds (T,), their sum the
-    bytes of the text; None where every token is one byte."""
+    """An encoded text.
+
+    tokens:       ids (T,).
+    byte_lengths: number of UTF-8 bytes that each token adds (T,), whose sum is that of the text; None where
+                  every token is one byte.
+    """
 
     tokens: np.ndarray
     byte_lengths: np.ndarray | None
 
 
 class Tokenizer(ABC):
-    """name identifies the vocabulary and its rules: texts encoded under one name agree. Tokenizers are equal
-    that have one name and one document start."""
+    """A mapping between UTF-8 text and token ids.
+
+    name: identifies the vocabulary and the rules; equal names give equal tokens. Tokenizers with equal names
+          and equal document starts are equal.
+    """
 
     name: str
     vocab_size: int
@@ -41,25 +48,25 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: bytes) -> Encoding:
-        """UTF-8 text to ids, without the document start."""
+        """Return the ids of UTF-8 text, without the document start."""
 
     @abstractmethod
     def decode(self, tokens: np.ndarray) -> bytes:
-        """Ids (T,) to UTF-8 text; document starts are left out."""
+        """Return the UTF-8 text of ids (T,). Document starts are left out."""
 
     @property
     @abstractmethod
     def is_line_end(self) -> np.ndarray:
-        """For each id (V,), whether its text ends with a line feed."""
+        """Return for each id (V,) whether its text ends with a line feed."""
 
     @property
     def token_dtype(self) -> np.dtype:
-        """The smallest of uint16 and uint32 that holds every id."""
+        """Return uint16 where it holds every id, else uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
 
 class ByteTokenizer(Tokenizer):
-    """256 bytes, and 256 for the start of a document."""
+    """One token per byte, and id 256 for the start of a document."""
 
     name = "byte"
     vocab_size = 257
@@ -78,12 +85,12 @@ class ByteTokenizer(Tokenizer):
 
 
 class HubTokenizer(Tokenizer):
-    """A tokenizer.json, from a file or from the hub by its repository's name.
+    """The tokenizer of a tokenizer.json, from a file, or from the hub by the name of its repository.
 
-    document_start: the token that starts a document; by default the first of
-    DOCUMENT_START_TOKENS that the vocabulary has, and an id of its own where it has none.
-    Raises ValueError where the package `tokenizers` is missing, the tokenizer cannot be had, or
-    document_start is not in it.
+    document_start: token that starts a document. By default, it is the first of DOCUMENT_START_TOKENS that
+                    the vocabulary has, or a new id where it has none.
+    Raises ValueError where the package `tokenizers` is missing, the tokenizer cannot be read, or
+    document_start is not in its vocabulary.
     """
 
     def __init__(self, path_or_name: str, document_start: str | None = None) -> None:
@@ -103,8 +110,8 @@ class HubTokenizer(Tokenizer):
         string = text.decode("utf-8", errors="replace")
         encoding = self._tokenizer.encode(string, add_special_tokens=False)
         tokens = np.array(encoding.ids, dtype=self.token_dtype)
-        # Offsets count characters. A token is charged the bytes up to its end that no earlier one
-        # was: the white space a tokenizer drops goes to the next token, at the very end to the last.
+        # Offsets count characters. A token gets all bytes up to its end that no earlier token got, so that
+        # white space that a tokenizer drops counts for the next token, and at the very end for the last.
         widths = np.array([len(character.encode()) for character in string], dtype=np.int64)
         bytes_before = np.concatenate([[0], np.cumsum(widths)])
         char_ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
@@ -124,7 +131,7 @@ class HubTokenizer(Tokenizer):
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-    """ "byte", or the path of a tokenizer.json, or a repository's name on the hub."""
+    """Return the tokenizer "byte", or that of a tokenizer.json, by its path or its repository on the hub."""
     return ByteTokenizer() if name == "byte" else HubTokenizer(name)
 
 

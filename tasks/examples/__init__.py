@@ -1,1 +1,1 @@
-"""What is asked: needles, questions by domain, the training mixture."""
+"""Examples that models are trained and tested on: needles, domains, the training mixture."""

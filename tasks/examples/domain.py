@@ -1,4 +1,4 @@
-"""Prompts and right answers of one domain, for training that rewards exact answers."""
+"""Make prompts and right answers of one domain, for training that rewards exact answers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from tasks.data.corpus import Split
 from tasks.data.sampling import DocumentSampler
 from tasks.examples.needle import NeedleMaker
 
-#: The domain whose answers are the numbers of needle contexts, and the one of all text. Any other
-#: name is a domain of the documents.
+#: The domain of needle contexts, whose answers are their numbers, and the domain of all text. Any other name
+#: is a domain of the documents.
 NEEDLE_DOMAIN, ANY_DOMAIN = "needle", "any"
 
-#: What sets the splits' draws apart: without it a step has the same keys and numbers in all of them. 0 and
-#: 1 are those of tasks.examples.training_mixture. It stands before the step, for a seed's trailing zeros
-#: change nothing.
+#: Part of each random seed, so that a step has other keys and numbers in each split. 0 and 1 belong to
+#: tasks.examples.training_mixture. The code stands before the step, because trailing zeros do not change a
+#: seed.
 SPLIT_CODES = {"train": 2, "validation": 3, "test": 4}
 
 
 class ExpertExamples:
-    """step -> prompts (B, prompt_tokens) and answers (B, A), int64 on the CPU, the same ones
-    whenever asked for that step.
+    """Function from a step to prompts (B, prompt_tokens) and answers (B, A), int64 on the CPU.
 
-    In the domain "needle" the answer is the number that the prompt asks for, and A follows from the
-    format; elsewhere it is the next num_answer_tokens tokens of a document of the domain.
-    Raises ValueError where the domain has no document that is long enough.
+    A step always has the same examples. In the domain "needle", the answer is the number that the prompt asks
+    for, and A follows from the format. In other domains, it is the next num_answer_tokens tokens of a
+    document of the domain. Raises ValueError where a number is not positive, or the domain has no document
+    that is long enough.
     """
 
     def __init__(

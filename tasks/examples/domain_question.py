@@ -1,4 +1,4 @@
-"""The question by which a model is asked what kind of text it has read, and the letters that answer it."""
+"""Make the question which kind of text a model has read, and the letters that answer it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from tasks.data.tokenizers import make_tokenizer
 
 
 def classification_prompt(*, tokenizer: str, domains: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The tokens of the question, and one token a domain, in the domains' order.
+    """Return the tokens of the question, and one answer token per domain, in the order of the domains.
 
-    tokenizer: as `tasks.data.tokenizers.make_tokenizer`. The question is multiple choice, so that every
-    domain is answered by one token, whatever its name: of the letter's encoding the last one.
-    Raises ValueError where there are more domains than letters or two letters end in the same token.
+    tokenizer: as in `tasks.data.tokenizers.make_tokenizer`.
+
+    The question is multiple choice, so that the answer is one token, whatever the names of the domains: the
+    last token of the letter's encoding. Raises ValueError where there are more domains than letters, or two
+    letters end in the same token.
     """
     if len(domains) > len(ascii_uppercase):
         raise ValueError(

@@ -1,14 +1,14 @@
-"""The needle format: a short key and a number, hidden in real text and asked for at the end.
+"""Make contexts in the needle format: real text hides short keys with numbers, and queries for them follow.
 
     ...text of one document...
     #q=4821
     ...text of the same document...
     #q=
 
-The key is one letter directly before its value: where a number is asked for, a convolution of width
-four sees the key beside the digits known so far; where the needle stands it sees the key beside the
-first two digits, and links the others to those. The line is short, so that a short training sequence
-holds several. The same format is used to train and to evaluate.
+The key is one letter directly before its value. At a query, a convolution of width four sees the key beside
+the digits known so far. At a needle, it sees the key beside the first two digits, to which it links the
+others. The line is short, so that a short training sequence holds several. Training and evaluation use the
+same format.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from tasks.data.tokenizers import Tokenizer
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VALUE_DIGITS = 4
 
-#: Keys are drawn from so many letters, so that a small model meets each of them often; from as many as
-#: there are needles where those are more, and a model then meets letters that it was not trained on
-#: unless its training has as many.
+#: Number of letters from which keys are drawn. It is small, so that a small model meets each of them often.
+#: With more needles than that, keys are drawn from as many letters as there are needles; a model then meets
+#: letters that it was not trained on, unless its training has as many needles.
 NUM_KEYS = 8
 
-#: Where depths are drawn for training, the uniform range reaches this far past either end of the text.
+#: Depths for training are drawn from a uniform range that reaches this far past either end of the text.
 END_SHARE = 0.25
 
 
 class Needles(NamedTuple):
     """One context with its needles and queries.
 
-    tokens:        ids (context_tokens,); the last query's answer is its end, or is followed by a line
-                   feed and text where the maker's max_trailing_tokens is positive.
-    needle_spans:  [start, stop) of each needle's line, in order of their position.
-    query_spans:   [start, stop) of each query up to its answer, in the order asked.
-    answer_spans:  [start, stop) of each answer, in the order asked.
-    depth_tokens:  where the line of the needle that is asked first begins.
+    tokens:        ids (context_tokens,). They end with the answer of the last query, or, where the maker's
+                   max_trailing_tokens is positive, with a line feed and text after it.
+    needle_spans:  [start, stop) of each needle's line, in the order of their positions.
+    query_spans:   [start, stop) of each query up to its answer, in the order of the queries.
+    answer_spans:  [start, stop) of each answer, in the order of the queries.
+    depth_tokens:  place where the line of the first query's needle begins.
     """
 
     tokens: np.ndarray
@@ -53,22 +53,24 @@ class Needles(NamedTuple):
 
 
 class NeedleMaker:
-    """Draws contexts from a split's documents.
+    """Maker of contexts from a split's documents.
 
-    num_needles: lines hidden in a context, all with different keys. num_queries: asked one after
-    another; the first is for the needle at the depth that was asked, each other for any needle, the
-    last one asked included (asked once each, they would teach that the latest number is never meant),
-    so there may be more queries than needles.
-    min_needles: where it is given, a context holds any number of needles from it to num_needles;
-    contexts of few needles, of which a guess is often right, are learned first and lead to the others.
-    min_queries: where it is given, any number of queries from it to num_queries is asked. Where the
-    number is always large, the end of every context is answers alone, and a model does not learn to
-    find a needle that lies close before the question.
-    max_trailing_tokens: up to so many tokens, a line feed and text, follow the last answer; how many is
-    drawn evenly, as far as the context has room. Without them training ends every context at the
-    same place of an architecture's mini-batches, and a model learns to answer there alone.
-    Raises ValueError where a number is not positive, num_needles is more than there are letters,
-    min_needles is more than num_needles or min_queries is more than num_queries.
+    num_needles: needles per context, all with different keys.
+    num_queries: queries per context. The first one is for the needle at the given depth. Each other query is
+                 for any needle, even for that of the query before it: if every needle came once, a model
+                 would learn that the latest number is never the answer. There may be more queries than
+                 needles.
+    min_needles: if given, a context has between min_needles and num_needles needles. Models first learn
+                 contexts of few needles, where a guess is often right, and these lead to the others.
+    min_queries: if given, a context has between min_queries and num_queries queries. If there were always
+                 many, every context would end with nothing but answers, and a model would not learn to find a
+                 needle close before the query.
+    max_trailing_tokens: largest number of tokens, a line feed and text, after the last answer. The number is
+                 drawn evenly, as far as the context has room. Without them, every training context would end
+                 at the same place of an architecture's mini-batches, and a model would learn to answer only
+                 there.
+    Raises ValueError where a number is not positive, num_needles exceeds the number of letters, min_needles
+    exceeds num_needles, or min_queries exceeds num_queries.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class NeedleMaker:
         if max_trailing_tokens < 0:
             raise ValueError(f"max_trailing_tokens={max_trailing_tokens} must not be negative.")
         if num_needles > len(LETTERS):
-            raise ValueError(f"num_needles={num_needles} must be at most {len(LETTERS)}, one a letter.")
+            raise ValueError(f"num_needles={num_needles} must be at most {len(LETTERS)}, one per letter.")
         if not 1 <= self.min_needles <= num_needles:
             raise ValueError(f"min_needles={min_needles} must lie between 1 and num_needles={num_needles}.")
         if not 1 <= self.min_queries <= num_queries:
@@ -104,20 +106,22 @@ class NeedleMaker:
 
     @property
     def num_values(self) -> int:
-        """How many numbers a needle may hold: chance is one in so many."""
+        """Return how many numbers a needle may hold. Chance is one divided by it."""
         return len(self._values)
 
     def check(self, context_tokens: int) -> None:
-        """Raises ValueError where not every context of this length can be made."""
+        """Raise ValueError where not every context of this length can be made."""
         self._draw(context_tokens, self.num_needles, self.num_queries, np.random.default_rng(0), None)
 
     def draw(self, context_tokens: int, rng: np.random.Generator, depth: float | None = None) -> Needles:
-        """A context of exactly context_tokens tokens, answers included.
+        """Return a context of exactly context_tokens tokens, including the answers.
 
-        depth: of the needle asked first, 0 the beginning of the text and 1 its end; the others' are
-        uniform. By default all are drawn, with a share for either end. A needle stands at the last
-        line end before its depth, at depth 1 after the text, which may end within a line.
-        Raises ValueError where the needles leave no room or no document is long enough."""
+        depth: depth of the first query's needle; 0 is the beginning of the text and 1 its end. The depths of
+               the others are uniform. By default, all depths are drawn, with a share for either end.
+
+        A needle stands at the last line end before its depth. At depth 1, it stands after the text, which may
+        end within a line. Raises ValueError where the needles leave no room for text, or no document is long
+        enough."""
         num_needles = int(rng.integers(self.min_needles, self.num_needles + 1))
         num_queries = int(rng.integers(self.min_queries, self.num_queries + 1))
         return self._draw(context_tokens, num_needles, num_queries, rng, depth)
@@ -138,8 +142,8 @@ class NeedleMaker:
             np.concatenate([prefix, value, self._newline])
             for prefix, value in zip(prefixes, values, strict=True)
         ]
-        asked = [0, *rng.integers(num_needles, size=num_queries - 1).tolist()]
-        tail = [lines[index] for index in asked]
+        queries = [0, *rng.integers(num_needles, size=num_queries - 1).tolist()]
+        tail = [lines[index] for index in queries]
         num_tail = sum(len(line) for line in tail) - len(self._newline)
         num_text = context_tokens - num_tail - sum(len(line) for line in lines)
         if num_text < 1:
@@ -152,8 +156,8 @@ class NeedleMaker:
         text, trailing = np.split(text, [num_text - num_trailing])
         depths = rng.random(num_needles)
         if depth is None:
-            # The ends are drawn often enough to be learned: a needle just before its query, or at the
-            # very beginning, is otherwise almost never seen, and models fail there.
+            # Draw the ends often enough to be learned. A needle just before its query, or at the very
+            # beginning, would otherwise be so rare that models fail there.
             depths = np.clip((depths - 0.5) * (1 + 2 * END_SHARE) + 0.5, 0.0, 1.0)
         else:
             depths[0] = depth
@@ -172,13 +176,13 @@ class NeedleMaker:
         pieces.append(text[previous:])
         length += len(text) - previous
         query_spans, answer_spans = [], []
-        for index in asked:
+        for index in queries:
             start = length + len(prefixes[index])
             pieces.append(lines[index])
             query_spans.append((length, start))
             answer_spans.append((start, start + self.answer_tokens))
             length += len(lines[index])
-        # One token too many: the last line feed, or the end of the trailing text.
+        # The pieces have one token too many: the last line feed, or the end of the trailing text.
         tokens = np.concatenate([*pieces, trailing])[:context_tokens]
         return Needles(tokens, needle_spans, query_spans, answer_spans, depth_tokens)
 
@@ -187,7 +191,7 @@ class NeedleMaker:
 
     def _sampler(self, context_tokens: int) -> DocumentSampler:
         if context_tokens not in self._samplers:
-            # A document as long as the whole context leaves room for any text within it.
+            # A document longer than the whole context is always long enough for the text.
             self._samplers[context_tokens] = DocumentSampler(self.split, min_tokens=context_tokens + 1)
         return self._samplers[context_tokens]
 
@@ -197,7 +201,7 @@ class NeedleMaker:
         return np.asarray(document[start : start + num_text])
 
     def _line_ends_before(self, text: np.ndarray, depths: np.ndarray) -> np.ndarray:
-        """Where to insert: depth 1 appends, any other walks back to a line end, or to the start."""
+        """Return the places of insertion: the end for depth 1, else the last line end or start before."""
         starts = np.concatenate([[0], np.flatnonzero(self._tokenizer.is_line_end[text]) + 1])
         wanted = np.rint(depths * len(text)).astype(np.int64)
         walked_back = starts[np.searchsorted(starts, wanted, side="right") - 1]
@@ -206,8 +210,10 @@ class NeedleMaker:
 
 @cache
 def _values_of_one_length(tokenizer: Tokenizer) -> np.ndarray:
-    """The 4-digit numbers (0000 to 9999) whose encoding has the commonest length, so that the rows of a
-    batch agree; at byte level all of them. They take a tenth of a second."""
+    """Return the tokens of the 4-digit numbers (0000 to 9999) whose encoding has the commonest length (N, A).
+
+    One length makes the rows of a batch agree. With byte tokens, these are all numbers. Encoding them takes a
+    tenth of a second."""
     numbers = (f"{value:0{VALUE_DIGITS}d}" for value in range(10**VALUE_DIGITS))
     encoded = [tokenizer.encode(number.encode()).tokens for number in numbers]
     commonest = np.bincount([len(tokens) for tokens in encoded]).argmax()

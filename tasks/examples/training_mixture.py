@@ -1,7 +1,6 @@
-"""The training stream: the same tokens in the same order for every architecture.
+"""Make the training stream: the same tokens in the same order for every architecture.
 
-A batch is a function of the settings and the step alone, so a run resumes at any step by asking for
-the next one.
+A batch depends only on the settings and the step, so that a run can resume at any step.
 """
 
 from __future__ import annotations
@@ -19,13 +18,16 @@ from tasks.data.corpus import Corpus, Split
 from tasks.data.sampling import DocumentSampler
 from tasks.examples.needle import NeedleMaker
 
-#: Keeps the streams of one seed apart: training, and validation.
+#: Part of each random seed, so that training and validation draw differently.
 TRAINING, VALIDATION = 0, 1
 
 
 class Batch(NamedTuple):
-    """tokens and targets (B, T) int64, weights (B, T) float32, on the CPU. Targets are the next
-    tokens; a weight of 0 leaves a position out of the loss."""
+    """One batch, on the CPU.
+
+    tokens, targets: (B, T) int64; the targets are the next tokens.
+    weights:         (B, T) float32; a weight of 0 leaves a position out of the loss.
+    """
 
     tokens: Tensor
     targets: Tensor
@@ -34,8 +36,10 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """sequence_tokens is used until this fraction of the steps is done; the rest is the stream's, or
-    the stage's own."""
+    """One stage of the curriculum, with the settings of `TrainingStream` that hold in it.
+
+    until_fraction: fraction of the steps that is done when the stage ends.
+    """
 
     until_fraction: float
     sequence_tokens: int
@@ -47,25 +51,25 @@ class Stage:
 
 
 class TrainingStream:
-    """A mixture of windows of the training documents and of needle contexts made from them.
+    """A mixture of windows of the training documents, and of needle contexts made from these documents.
 
-    num_steps:          the steps of the whole run, which place the curriculum's stages.
-    batch_tokens:       tokens of a batch, whatever its sequence length (at least one row).
-    curriculum:         stages in order, as {until_fraction, sequence_tokens}, and needle_fraction,
-                        num_needles, min_needles, num_queries or min_queries where the stage has its
-                        own; the last reaches 1. Short stages of needles alone teach recall in the
-                        fewest steps.
+    num_steps:          steps of the whole run, by which the stages of the curriculum are placed.
+    batch_tokens:       tokens per batch, whatever the sequence length; a batch has at least one row.
+    curriculum:         stages in order, each with until_fraction and sequence_tokens. A stage may have its
+                        own needle_fraction, num_needles, min_needles, num_queries and min_queries. The last
+                        stage ends at 1. Short stages that have only needles teach recall in the fewest steps.
     needle_fraction:    share of the rows that are needle contexts.
-    num_needles, min_needles, num_queries, min_queries, max_trailing_tokens: see NeedleMaker; several
-                        queries a context make the signal denser.
-    answer_weight:      weight of an answer's tokens in the loss; corpus text has 1.
-    text_weight:        weight of the text around the needles. The needles' lines and the queries,
-                        which are drawn at random, have 0.
-    is_domain_balanced: every domain equally often; false draws text in proportion to its length.
-    num_validation_batches: of validation text, for the validation loss.
+    num_needles, min_needles, num_queries, min_queries, max_trailing_tokens: see NeedleMaker. Several queries
+                        per context make the signal denser.
+    answer_weight:      weight of the tokens of an answer in the loss; text of the corpus has 1.
+    text_weight:        weight of the text around the needles. The lines of the needles and the queries are
+                        random and have 0.
+    is_domain_balanced: whether every domain is drawn equally often; if false, text is drawn in proportion to
+                        its length.
+    num_validation_batches: batches of the validation loss.
 
-    Raises ValueError for settings that make no sense, and where no document is long enough for a
-    needle context.
+    Raises ValueError where settings contradict each other or are out of range, and where no document is long
+    enough for a needle context.
     """
 
     def __init__(
@@ -131,23 +135,23 @@ class TrainingStream:
 
     @property
     def trained_lengths_tokens(self) -> tuple[int, ...]:
-        """The sequence lengths of the curriculum, ascending."""
+        """Return the sequence lengths of the curriculum, in rising order."""
         return tuple(sorted({stage.sequence_tokens for stage in self.stages}))
 
     def stage_at(self, step: int) -> Stage:
-        """The stage of a step."""
+        """Return the stage of a step."""
         for stage in self.stages:
             if step < stage.until_fraction * self.num_steps:
                 return stage
         return self.stages[-1]
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step; its first rows are needle contexts."""
+        """Return the batch of a step. Its first rows are needle contexts."""
         stage = self.stage_at(step)
         sequence_tokens = stage.sequence_tokens
         num_rows = max(1, self.batch_tokens // sequence_tokens)
         rng = np.random.default_rng((self.seed, TRAINING, step))
-        # The share of needle rows is kept on average where it is not a whole number of rows.
+        # Where the share of needle rows is not a whole number of rows, it holds on average.
         num_needle_rows = int(stage.needle_fraction * num_rows + rng.random())
         ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
         weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
@@ -157,17 +161,19 @@ class TrainingStream:
         return _batch(ids, weights)
 
     def validation_batches(self) -> Iterator[Batch]:
-        """The same windows of validation text every time and for every seed, at the longest trained
-        length, without needles."""
-        return self._held_out(0.0)
+        """Yield windows of validation text at the longest trained length, without needles.
+
+        They are the same every time and for every seed."""
+        return self._validation_mixture(0.0)
 
     def mixture_batches(self) -> Iterator[Batch]:
-        """Like validation_batches, with needle contexts as in the last stage: the held-out image of what
-        training ends on, by which a search of the learning rate is decided. Raises ValueError where no
-        validation document is long enough for a needle context."""
-        return self._held_out(self.stages[-1].needle_fraction)
+        """Yield validation batches like those of the last stage, text and needles, at the longest length.
 
-    def _held_out(self, needle_fraction: float) -> Iterator[Batch]:
+        The search of the learning rate decides by their loss. They are the same every time and for every
+        seed. Raises ValueError where no validation document is long enough for a needle context."""
+        return self._validation_mixture(self.stages[-1].needle_fraction)
+
+    def _validation_mixture(self, needle_fraction: float) -> Iterator[Batch]:
         if needle_fraction:
             maker = self._maker(self.stages[-1], self.corpus.validation)
             maker.check(self.trained_lengths_tokens[-1] + 1)
@@ -179,7 +185,7 @@ class TrainingStream:
             rng = np.random.default_rng((0, VALIDATION, index))
             ids = np.empty((num_rows, sequence_tokens + 1), dtype=np.int64)
             weights = np.ones((num_rows, sequence_tokens), dtype=np.float32)
-            # The share is kept over the batches where it is not a whole number of rows.
+            # Where the share is not a whole number of rows, it holds over all batches.
             done, total = (math.floor(needle_fraction * num_rows * count) for count in (index, index + 1))
             self._fill(
                 ids,
@@ -202,7 +208,7 @@ class TrainingStream:
         needles: NeedleMaker,
         rng: np.random.Generator,
     ) -> None:
-        """Needle contexts in the first rows, windows of text in the others."""
+        """Fill the first rows with needle contexts, and the others with windows of text."""
         for row in range(len(ids)):
             if row < num_needle_rows:
                 self._fill_needles(ids[row], weights[row], needles, rng)
@@ -226,13 +232,14 @@ class TrainingStream:
 def fill_with_text(
     ids: np.ndarray, weights: np.ndarray, split: Split, documents: DocumentSampler, rng: np.random.Generator
 ) -> None:
-    """Fills ids (T + 1,) with a window of one document, and with further documents where it is
-    shorter; weights (T,) become 0 where the target is another document's first token."""
+    """Fill ids (T + 1,) with a window of one document, and with further documents where it is shorter.
+
+    weights (T,) become 0 where the target is the first token of another document."""
     filled = 0
     while filled < len(ids):
         document = split.document(documents.draw(rng))
         room = len(ids) - filled
-        # Only a row's first document starts anywhere: one that follows starts at its beginning.
+        # The first document of a row starts anywhere, the following ones at their beginning.
         num_starts = max(1, len(document) - room + 1) if filled == 0 else 1
         start = int(rng.integers(num_starts))
         window = document[start : start + room]
@@ -249,7 +256,7 @@ def _batch(ids: np.ndarray, weights: np.ndarray) -> Batch:
 
 
 def _stages(curriculum: Sequence[Mapping[str, Any]], **general: Any) -> tuple[Stage, ...]:
-    """Checked; what a stage does not say is taken from the general settings."""
+    """Return the checked stages. A stage without a setting of its own has the general one."""
     required = ["until_fraction", "sequence_tokens"]
     stages = []
     for entry in curriculum:

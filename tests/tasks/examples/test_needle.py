@@ -228,5 +228,5 @@ def test_a_least_number_of_queries_that_makes_no_sense_is_refused(corpus: Corpus
 
 
 def test_more_needles_than_letters_are_refused(corpus: Corpus) -> None:
-    with pytest.raises(ValueError, match="num_needles=27 must be at most 26, one a letter"):
+    with pytest.raises(ValueError, match="num_needles=27 must be at most 26, one per letter"):
         NeedleMaker(split=corpus.test, num_needles=27)
