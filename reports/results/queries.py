@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
 import pandas as pd
 
+from harness.measure.statistics import wilson_interval_over_seeds
 from harness.record.schema import Point
 from reports.results.load import INDEX, Results, is_number
 from reports.results.series import Series
@@ -53,6 +55,17 @@ def status_of(results: Results, series: Series, task: str, context: float | None
             if (point.arch, point.size, point.task) == (*series.key, wanted) and is_here:
                 return point.status
     return None
+
+
+def failure_of_phase(results: Results, series: Series, phase: str, context: float | None) -> str | None:
+    """Return why a phase of the latency has no number: its failure at the context, else at any other."""
+    found = [
+        point
+        for point in results.of("latency", series)
+        if point.status != "ok" and point.cell.get("phase") in (phase, None)
+    ]
+    here = [point for point in found if point.cell.get("context_tokens") in (context, None)]
+    return next((point.status for point in [*here, *found]), None)
 
 
 def longest_shared(frame: pd.DataFrame) -> float | None:
@@ -142,3 +155,49 @@ def cells_of(results: Results, task: str) -> list[CellPoints]:
         for by_series in cells.values()
         for key, points in sorted(by_series.items(), key=lambda item: order.get(item[0], -1))
     ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """Needle examples of several cells taken together.
+
+    accuracy, low, high:  exact-match share and its Wilson 95% interval over seeds.
+    num_cells, num_cells_tried:  cells with a number, and cells that should have one.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    num_examples: int
+    num_cells: int
+    num_cells_tried: int
+
+
+def pool(points: Iterable[Point]) -> Pooled | None:
+    """Return needle points taken together, failed ones counting as cells tried; None where none has a number.
+
+    Seeds are pooled too, and further seeds do not narrow the interval."""
+    points = list(points)
+    usable = [
+        p
+        for p in points
+        if p.status == "ok" and is_number(p.metrics.get("accuracy")) and p.metrics.get("num_examples")
+    ]
+    if not usable:
+        return None
+    num_correct, num_examples = Counter[int](), Counter[int]()
+    for point in usable:
+        count = int(point.metrics["num_examples"] or 0)
+        num_examples[point.seed] += count
+        num_correct[point.seed] += round(float(point.metrics["accuracy"] or 0) * count)
+    low, high = wilson_interval_over_seeds(
+        [num_correct[seed] for seed in num_examples], list(num_examples.values())
+    )
+    return Pooled(
+        accuracy=num_correct.total() / num_examples.total(),
+        low=low,
+        high=high,
+        num_examples=num_examples.total(),
+        num_cells=len(usable),
+        num_cells_tried=len(points),
+    )

@@ -1,22 +1,24 @@
-"""The few sentences at the head of a report."""
+"""The sentences at the head of a report."""
 
 from __future__ import annotations
 
-from reports.draw.numbers import bytes_text, integer, joined, percent, scaled, significant
+from collections.abc import Callable, Sequence
+
+from reports.draw.numbers import integer, joined, number_text, percent, scaled
+from reports.results.columns import RankingColumn
 from reports.results.load import Results
 from reports.results.queries import contexts_of, longest_trained
-from reports.results.ranking import Ranking
+from reports.results.ranking import Ranking, Row
 
 NEEDLE_MASTERED = 0.9
 
 
 def summary(results: Results, ranking: Ranking) -> str:
-    """One sentence: how many architectures, how large, trained on what, read at what length."""
+    """Return one sentence: how many architectures, how large, trained on how much, read at which lengths."""
     if not results.series:
         tasks = dict.fromkeys(point.task.replace("_", " ") for point in results.points)
         return f"Measured without an architecture: {joined(list(tasks))}."
-    sizes = [row.numbers["num_parameters"] for row in ranking.rows]
-    known = [size for size in sizes if size]
+    known = [size for row in ranking.rows if (size := row.number("num_parameters"))]
     parts = [f"{len(results.series)} architectures"]
     if known:
         ends = dict.fromkeys((scaled(min(known)), scaled(max(known))))
@@ -35,40 +37,60 @@ def summary(results: Results, ranking: Ranking) -> str:
 
 
 def findings(results: Results, ranking: Ranking) -> list[tuple[str, str]]:
-    """(heading, sentence) of the best in each respect, ties named."""
+    """Return (heading, sentence) on the best of each column that has a superlative."""
     found = []
-    rows = ranking.rows
-    if rows and rows[0].numbers["bits_per_byte"] is not None:
-        ties = [row.series.label for row in rows[1:] if row.behind and row.behind.admits(0)]
-        tie = f" {joined(ties)} cannot be told apart from it on these documents." if ties else ""
-        at = integer(ranking.context_tokens)
-        text = f"{rows[0].series.label}, {rows[0].numbers['bits_per_byte']:.3f} at {at} tokens."
-        found.append(("Fewest bits per byte", text + tie))
-    trained = [(row.needle_trained.accuracy, row.series.label) for row in rows if row.needle_trained]
-    if trained:
-        mastered = [label for accuracy, label in trained if accuracy >= NEEDLE_MASTERED]
-        others = [label for accuracy, label in trained if accuracy < NEEDLE_MASTERED]
-        text = f"{len(mastered)} of {len(trained)} recall {percent(NEEDLE_MASTERED)} or more"
-        which = f", not {joined(others)}" if mastered and 0 < len(others) < len(mastered) else ""
-        which = f": {joined(mastered)}" if others and not which and mastered else which
-        found.append(("Needle, trained lengths", f"{text}{which}."))
-    beyond = [(row.needle_beyond, row.series.label) for row in rows if row.needle_beyond]
-    most = max((entry.num_cells for entry, _ in beyond), default=0)
-    beyond = [(entry, label) for entry, label in beyond if entry.num_cells == most]  # like with like
-    if beyond:
-        best = max(entry.accuracy for entry, _ in beyond)
-        names = joined([label for entry, label in beyond if entry.accuracy == best])
-        text = f"{names}, {percent(best)} over all longer contexts" if best else "none recalls any"
-        found.append(("Needle, beyond", f"{text}."))
-    for phase, unit in (("prefill", "ms"), ("decode", "ms a token")):
-        times = [(row.numbers[f"{phase}_ms"], row.series.label) for row in rows if row.numbers[f"{phase}_ms"]]
-        if times:
-            value, label = min(times)
-            at = integer(ranking.phase_context_tokens[phase])
-            found.append((f"Fastest {phase}", f"{label}, {significant(value)} {unit} at {at} tokens."))
-    states = [(row.numbers["state_bytes"], row.series.label) for row in rows if row.numbers["state_bytes"]]
-    if states:
-        value, label = min(states)
-        at = integer(ranking.state_context_tokens)
-        found.append(("Smallest state", f"{label}, {bytes_text(value)} at {at} tokens."))
+    for column in ranking.columns:
+        rows = [row for row in ranking.rows if row.number(column.name) is not None]
+        if column.superlative and rows:
+            describe = SENTENCES.get(column.name, _best)
+            found.append((column.superlative, describe(ranking, column, rows)))
     return found
+
+
+def _best(ranking: Ranking, column: RankingColumn, rows: Sequence[Row]) -> str:
+    pick = max if column.direction == "higher" else min
+    best = pick(rows, key=lambda row: (row.number(column.name), row.series.label))
+    context = column.at(ranking.cells)
+    at = "" if context is None else f" at {integer(context)} tokens"
+    number = number_text(best.number(column.name), column.unit)
+    return f"{best.series.label}, {number}{column.summary_unit}{at}."
+
+
+def _fewest_bits(ranking: Ranking, column: RankingColumn, rows: Sequence[Row]) -> str:
+    """Name the first row, and the rows that its documents do not tell apart from it."""
+    ties = [row.series.label for row in rows[1:] if row.values["behind"].admits_zero]
+    tie = f" {joined(ties)} cannot be told apart from it on these documents." if ties else ""
+    return _best(ranking, column, rows) + tie
+
+
+def _mastered(ranking: Ranking, column: RankingColumn, rows: Sequence[Row]) -> str:
+    """Name the smaller of two groups: those that recall nearly all, and the others."""
+    accuracies = [(row.number(column.name) or 0.0, row.series.label) for row in rows]
+    mastered = [label for accuracy, label in accuracies if accuracy >= NEEDLE_MASTERED]
+    others = [label for accuracy, label in accuracies if accuracy < NEEDLE_MASTERED]
+    which = ""
+    if mastered and 0 < len(others) < len(mastered):
+        which = f", not {joined(others)}"
+    elif mastered and others:
+        which = f": {joined(mastered)}"
+    return f"{len(mastered)} of {len(rows)} recall {percent(NEEDLE_MASTERED)} or more{which}."
+
+
+def _beyond(ranking: Ranking, column: RankingColumn, rows: Sequence[Row]) -> str:
+    """Name the best among the rows that cover the most cells, so that like is compared with like."""
+    values = [(row.values[column.name], row.series.label) for row in rows]
+    most = max(value.num_cells for value, _ in values)
+    accuracies = [(value.value or 0.0, label) for value, label in values if value.num_cells == most]
+    best = max(accuracy for accuracy, _ in accuracies)
+    if not best:
+        return "none recalls any."
+    names = joined([label for accuracy, label in accuracies if accuracy == best])
+    return f"{names}, {percent(best)} over all longer contexts."
+
+
+#: Columns whose finding says more than the best value.
+SENTENCES: dict[str, Callable[[Ranking, RankingColumn, Sequence[Row]], str]] = {
+    "bits_per_byte": _fewest_bits,
+    "needle_trained": _mastered,
+    "needle_beyond": _beyond,
+}

@@ -26,12 +26,12 @@ def section(results: Results) -> Section:
 def quality_plots(results: Results) -> list[Plot]:
     """Prepare loss against times and FLOPs, and the needle against state, at the cells of the ranking."""
     ranking = make_ranking(results)
-    bits: Values = {row.series.key: row.numbers["bits_per_byte"] for row in ranking.rows}
-    bits_axis = Axis(label=f"bits per byte at {integer(ranking.context_tokens)} tokens")
+    bits: Values = {row.series.key: row.number("bits_per_byte") for row in ranking.rows}
+    bits_axis = Axis(label=f"bits per byte at {integer(ranking.cells.context_tokens)} tokens")
     plots = []
     for phase, what in (("prefill", "ms per prompt"), ("decode", "ms per token")):
-        at = integer(ranking.phase_context_tokens[phase])
-        times: Values = {row.series.key: row.numbers[f"{phase}_ms"] for row in ranking.rows}
+        at = integer(ranking.cells.phase_context_tokens[phase])
+        times: Values = {row.series.key: row.number(f"{phase}_ms") for row in ranking.rows}
         title = f"Loss against {phase} time"
         plots.append(
             _plot(ranking, f"quality_{phase}", title, times, f"{what} at {at} tokens", bits, bits_axis)
@@ -40,10 +40,10 @@ def quality_plots(results: Results) -> list[Plot]:
     plots.append(
         _plot(ranking, "quality_flops", "Loss against arithmetic", flops, flops_label, bits, bits_axis)
     )
-    state: Values = {row.series.key: row.numbers["state_bytes"] for row in ranking.rows}
-    state_label = f"state bytes at {integer(ranking.state_context_tokens)} tokens"
+    state: Values = {row.series.key: row.number("state_bytes") for row in ranking.rows}
+    state_label = f"state bytes at {integer(ranking.cells.state_context_tokens)} tokens"
     beyond: Values = {
-        row.series.key: None if row.needle_beyond is None else 100 * row.needle_beyond.accuracy
+        row.series.key: None if (value := row.number("needle_beyond")) is None else 100 * value
         for row in ranking.rows
     }
     title = "Needle beyond the trained lengths against state"
@@ -55,7 +55,7 @@ def _flops(results: Results, ranking: Ranking) -> tuple[Values, str]:
     """Return decode FLOPs per token at the first context of the cost card from the ranking's context on, and
     their label."""
     maps = {row.series.key: cost_map(results, row.series, "decode_flops_per_token") for row in ranking.rows}
-    least = ranking.context_tokens or 0
+    least = ranking.cells.context_tokens or 0
     known = sorted({x for curve in maps.values() for x in curve})
     context = next((x for x in known if x >= least), known[-1] if known else math.nan)
     label = f"FLOPs per decoded token at {integer(context)} tokens"

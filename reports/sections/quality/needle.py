@@ -6,9 +6,15 @@ from reports.draw.numbers import MISSING, fixed, integer
 from reports.draw.plot import CONTEXT_AXIS, PERCENT_AXIS, Axis, Curve, HeatMap, HeatMaps, Plot, Position
 from reports.draw.table import Column, Table, name_cell, pooled_cell
 from reports.results.load import Results, is_number
-from reports.results.queries import chance_accuracy, contexts_of, longest_trained, status_of, trained_contexts
+from reports.results.queries import (
+    chance_accuracy,
+    contexts_of,
+    longest_trained,
+    pool,
+    status_of,
+    trained_contexts,
+)
 from reports.results.series import Series
-from reports.results.statistics import pool
 from reports.sections.base import Section, fold
 
 

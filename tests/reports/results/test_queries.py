@@ -8,7 +8,7 @@ import pytest
 
 from harness.measure.statistics import wilson_interval
 from harness.record.schema import Point
-from reports.results.statistics import pool
+from reports.results.queries import pool
 
 
 def test_pooling_weighs_examples_and_counts_failed_cells(builder: ModuleType) -> None:
