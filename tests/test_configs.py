@@ -139,7 +139,7 @@ def test_an_experiment_composes(experiment: str) -> None:
     config = compose(f"experiment={experiment}")
     assert config["experiment_name"] == experiment
     assert config["output"] == f"outputs/{experiment}"
-    assert all((CONF / "arch" / f"{name}.yaml").is_file() for name in config["interleave"])
+    assert all((CONF / "arch" / f"{name}.yaml").is_file() for name in config["archs"])
     checked_job(config)
 
 
@@ -162,9 +162,9 @@ def test_a_graphs_attention_is_chosen_apart_or_as_attention_is(
 
 def test_the_experiments_measure_every_architecture() -> None:
     for experiment in ("smoke", "h200_latency", "h200_quality"):
-        assert set(compose(f"experiment={experiment}")["interleave"]) == set(TRAINED)
+        assert set(compose(f"experiment={experiment}")["archs"]) == set(TRAINED)
     for experiment in ("cpu_small", "gpu_small"):
-        assert set(compose(f"experiment={experiment}")["interleave"]) == set(TRAINED) - NOT_YET_PUBLISHED
+        assert set(compose(f"experiment={experiment}")["archs"]) == set(TRAINED) - NOT_YET_PUBLISHED
 
 
 def test_an_override_holds_over_an_experiment() -> None:

@@ -14,7 +14,7 @@ from tests.conftest import compose_resolved
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "reports" / "published" / "cpu_small"
 CONFIG = compose_config(["experiment=cpu_small"])
-ARCHITECTURES = list(CONFIG["interleave"])
+ARCHITECTURES = list(CONFIG["archs"])
 #: "90% or more on the needle at trained lengths", for what has a short convolution.
 RECALL = 0.9
 

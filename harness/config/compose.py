@@ -23,15 +23,12 @@ def register_resolvers() -> None:
     """Register the functions of the YAML files.
 
     `${times:2,${size.num_layers}}`: a product. `${multiple:16,${size.vocab_size}}`: the value rounded up to a
-    multiple of 16. `${join:${data.domains},[needle]}`: a list of both lists. `${comma:${interleave},"[]"}`:
-    text for Hydra's sweeper. `${basename:${arch.path}}`: the last part of a path.
+    multiple of 16. `${join:${data.domains},[needle]}`: a list of both lists. `${basename:${arch.path}}`: the
+    last part of a path.
     """
 
     def join(*lists: list[Any]) -> list[Any]:
         return [item for part in lists for item in part]
-
-    def comma(names: list[str], *more: str) -> str:
-        return ",".join([*names, *more])
 
     def basename(path: str) -> str:
         return PurePath(path).name or str(path)
@@ -40,7 +37,6 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver("multiple", lambda step, value: -(-value // step) * step, replace=True)
     OmegaConf.register_new_resolver("join", join, replace=True)
-    OmegaConf.register_new_resolver("comma", comma, replace=True)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -49,7 +45,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     Raises ValueError where the training recipe has no values for the size, and OmegaConf's own error for
     another interpolation that has no value.
 
-    At a size with `is_published` an architecture's `published_model` stands in place of its `model`."""
+    Settings of tasks that are not chosen are left out. At a size with `is_published` an architecture's
+    `published_model` stands in place of its `model`."""
     try:
         value = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationKeyError:
@@ -57,12 +54,19 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise
     assert isinstance(value, dict)
     resolved = {"tasks": {}} | {str(key): item for key, item in value.items()}
+    if isinstance(resolved["tasks"], dict):
+        resolved["tasks"] = {k: task for k, task in resolved["tasks"].items() if not _is_left_out(k, task)}
     for group in MODEL_GROUPS:
         is_replaced = _is_replaced(resolved, group)
         published = (resolved.get(group) or {}).pop("published_model", None)
         if is_replaced:
             resolved[group]["model"] = published
     return resolved
+
+
+def _is_left_out(name: str, task: Any) -> bool:
+    """Return whether an experiment has settings for a task of the project that `task=` does not choose."""
+    return isinstance(task, dict) and "_target_" not in task and name in options("task")
 
 
 def _check_recipe(config: DictConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,7 +47,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, (TypeError, ValueError)) and _is_of_hydras_choices(error):
         return (
             "A number, true, false or null was given where a name was expected; arch, arch@reference, data, "
-            "experiment, size, task and train take names, such as size=125m."
+            "experiment, lineup, size, task and train take names, such as size=125m."
         )
     if isinstance(error, ValueError):
         text = _one_line(str(error))
@@ -80,13 +80,22 @@ def _composition(error: ConfigCompositionException) -> str:
     if key is not None:
         valid = getattr(error.__cause__, "parent_node", None)
         if "not in struct" in cause and isinstance(valid, DictConfig):
-            return unknown("configuration key", key.group(1), [str(k) for k in valid])
+            return _unknown_key("configuration key", key.group(1), [str(k) for k in valid])
         if not cause:  # a group that is not in the defaults list, such as arch@foo
             return f"{text.rstrip('.')}."
         return f"{key.group(1)} cannot be set so: {cause}."
     if cause:
         return f"{text.rstrip('.')}: {cause}."
     return f"{text.rstrip('.')}."
+
+
+def _unknown_key(what: str, name: str, valid: Iterable[str]) -> str:
+    if name == "interleave":
+        return (
+            "interleave is no setting any more; write archs=[NAME,NAME] or lineup=NAME, which one job times "
+            "in turn."
+        )
+    return unknown(what, name, valid)
 
 
 def _first_line(error: BaseException) -> str:
@@ -107,7 +116,7 @@ def validation_sentence(
     cause, location, hint = first["type"], *_field(kind, first["loc"])
     if cause == "extra_forbidden":
         what = f"key of {_key(path, location)}" if location or path else "configuration key"
-        return unknown(what, str(first["loc"][-1]), hint.model_fields)
+        return _unknown_key(what, str(first["loc"][-1]), hint.model_fields)
     if cause == "missing" and location == first["loc"]:
         group = location[:-1]
         missing = [str(e["loc"][-1]) for e in errors if e["type"] == cause and e["loc"][:-1] == group]

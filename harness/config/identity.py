@@ -35,8 +35,6 @@ NOT_RESULT_KEYS = (
     "experiment_name",
     "num_threads",
     "num_workers",
-    "launcher",
     "job_timeout_s",
     "retry_failed",
-    "interleave",
 )

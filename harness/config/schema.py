@@ -36,9 +36,18 @@ def _check_file_name(name: str) -> str:
     return name
 
 
+def _check_not_empty(items: list[Any]) -> list[Any]:
+    if not items:
+        raise ValueError("{key}={value} must hold at least one.")
+    return items
+
+
 def _check_tasks(tasks: Any) -> Any:
     if not isinstance(tasks, Mapping) or not all(isinstance(task, Mapping) for task in tasks.values()):
         raise ValueError("{key}={value} holds the tasks' settings; choose tasks with task=[NAME].")
+    for name, task in tasks.items():
+        if "_target_" not in task:
+            raise ValueError(f"{{key}}.{name} has no _target_; choose tasks with task=[NAME].")
     return tasks
 
 
@@ -56,6 +65,8 @@ PositiveNumber = Annotated[Number, Field(gt=0)]
 NotNegativeNumber = Annotated[Number, Field(ge=0)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 Betas = Annotated[tuple[Number, Number], Strict(False), AfterValidator(_check_betas)]
+Item = TypeVar("Item")
+Several = Annotated[list[Item], AfterValidator(_check_not_empty)]
 FileName = Annotated[str, AfterValidator(_check_file_name)]
 Node = dict[str, Any]
 Tasks = Annotated[dict[str, Node], BeforeValidator(_check_tasks)]
@@ -198,8 +209,21 @@ class TrainConfig(Recipe):
         return self
 
 
-class SharedConfig(Settings):
-    """The configuration without an architecture: what all jobs of a sweep have in common."""
+class SweepConfig(Settings):
+    """What is no part of a job: which jobs there are.
+
+    archs, sizes, seeds: several of each, in place of the one; None: the one.
+    plan_only:           show the jobs and run none.
+    """
+
+    archs: Several[str] | None = None
+    sizes: Several[str] | None = None
+    seeds: Several[NotNegative] | None = None
+    plan_only: bool = False
+
+
+class JobConfig(SweepConfig):
+    """The configuration of one job: one architecture at one size, trained with one recipe on one data set."""
 
     experiment_name: str
     output: str
@@ -207,24 +231,18 @@ class SharedConfig(Settings):
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     num_threads: Positive | None
-    num_workers: Positive
+    num_workers: Positive | Literal["auto"]
     match: Literal["parameters", "none"]
-    interleave: list[str] | None
     job_timeout_s: PositiveNumber
     retry_failed: bool
     implementation: dict[str, str]
     size: SizeConfig
+    arch: ArchConfig
     reference: ArchConfig
     data: DataConfig
     train: TrainConfig
     tasks: Tasks
     launcher: Node = {}  # where jobs run, which is no part of a job
-
-
-class JobConfig(SharedConfig):
-    """The configuration of one job: one architecture at one size, trained with one recipe on one data set."""
-
-    arch: ArchConfig
 
     @model_validator(mode="after")
     def _check_rates(self) -> JobConfig:
@@ -262,13 +280,6 @@ class JobConfig(SharedConfig):
         if self.train.search:
             return self.train.search_grid
         return [] if self.peak_learning_rate is None else [self.peak_learning_rate]
-
-
-def parse_shared(values: Mapping[str, Any]) -> SharedConfig:
-    """Return the typed configuration of a job that has no architecture (`arch=[]`).
-
-    Raises ValueError with one sentence."""
-    return parse(SharedConfig, {key: value for key, value in values.items() if key != "arch"})
 
 
 def parse_job(values: Mapping[str, Any]) -> JobConfig:

@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("triton is not installed; run pip install 'longarch[kernels]'.")
         if os.environ.get("TRITON_INTERPRET") == "1":
             raise ValueError("TRITON_INTERPRET=1 has kernels interpreted, not compiled; unset it.")
-        known = list(resolve(compose_config(["experiment=h200_latency"]))["interleave"])
+        known = list(resolve(compose_config(["experiment=h200_latency"]))["archs"])
         for arch in given.archs:
             if arch not in known:
                 raise ValueError(f"h200_latency has no arch {arch!r}; choose of {', '.join(sorted(known))}.")

@@ -5,81 +5,54 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from functools import partial
-from typing import Any
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from harness.record.schema import Point
-from harness.run.launcher import LaunchedJob, Launcher
+from harness.run.job import JobSpec
+from harness.run.launcher import Launcher
 from harness.run.progress import tell
-from harness.run.supervision import run_job
-
-
-class Pool:
-    """Starts a piece of work once fewer than `num_at_once` are under way.
-
-    on_end:   is given what each piece returned and how many are still under way, in the thread that calls
-              `start` and `wait`; what a piece raises is raised there.
-    stopping: is set when all that is under way must end.
-    """
-
-    def __init__(self, on_end: Callable[[Any, int], None]) -> None:
-        self.stopping = threading.Event()
-        self._on_end = on_end
-        self._lines: dict[Future[Any], int] = {}  # of what is under way
-
-    def start(self, work: Callable[[int], Any], num_at_once: int) -> None:
-        """Begins `work`, which is given the lowest free number from 0 on: the line of its progress bar. What
-        runs alone, with num_at_once 1, is done on return."""
-        self.wait(at_most=num_at_once - 1)
-        if num_at_once == 1:
-            self._on_end(work(0), 0)
-            return
-        line = min(set(range(num_at_once)) - set(self._lines.values()))
-        future: Future[Any] = Future()
-        self._lines[future] = line
-        threading.Thread(target=_fulfil, args=(future, work, line), daemon=True).start()
-
-    def wait(self, at_most: int = 0) -> None:
-        """Returns when no more than `at_most` pieces are under way."""
-        while len(self._lines) > at_most:
-            done, _ = wait(self._lines, return_when=FIRST_COMPLETED)
-            for future in done:
-                del self._lines[future]
-                self._on_end(future.result(), len(self._lines))
-
-    def stop(self) -> None:
-        """Sets `stopping` and returns when nothing is under way; what pieces return or raise is dropped."""
-        self.stopping.set()
-        wait(self._lines)
-        self._lines.clear()
+from harness.run.supervision import StartWorker, run_job, start_worker
 
 
 class LocalLauncher(Launcher):
-    """Runs jobs on this machine, in their order, each beside as many others as it allows."""
+    """Runs jobs on this machine, in their order, each beside as many others as it allows.
 
-    def run(self, jobs: Sequence[LaunchedJob], on_end: Callable[[list[Point], int], None]) -> None:
+    start_worker: starts the process of a job.
+    """
+
+    is_local = True
+
+    def __init__(self, *, start_worker: StartWorker = start_worker) -> None:
+        self._start_worker = start_worker
+
+    def run(self, jobs: Sequence[JobSpec], on_end: Callable[[list[Point], int], None]) -> None:
         """Run all jobs and return when the last one has ended. What is under way is stopped where one of them
         refuses its input or the user interrupts."""
-        pool = Pool(on_end)
-        try:
-            for job in jobs:
-                pool.start(partial(_run, job, pool.stopping), job.num_at_once)
-            pool.wait()
-        except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-            raise
-        finally:
-            pool.stop()
+        stopping = threading.Event()
+        lines: dict[Future[list[Point]], int] = {}  # of the progress bars of what is under way
 
+        def run_one(job: JobSpec, line: int) -> list[Point]:
+            tell(f"-- {job.name}")
+            return run_job(job, line=line, stopping=stopping, start_worker=self._start_worker)
 
-def _run(job: LaunchedJob, stopping: threading.Event, line: int) -> list[Point]:
-    tell(f"-- {job.name}")
-    return run_job(job.spec, job.output, job.timeout_s, line=line, stopping=stopping)
+        def wait_until(num_under_way: int) -> None:
+            while len(lines) > num_under_way:
+                done, _ = wait(lines, return_when=FIRST_COMPLETED)
+                for future in done:
+                    del lines[future]
+                    on_end(future.result(), len(lines))
 
-
-def _fulfil(future: Future[Any], work: Callable[[int], Any], line: int) -> None:
-    try:
-        future.set_result(work(line))
-    except BaseException as error:
-        future.set_exception(error)
+        with ThreadPoolExecutor(max((job.num_at_once for job in jobs), default=1)) as pool:
+            try:
+                for job in jobs:
+                    wait_until(job.num_at_once - 1)
+                    line = min(set(range(job.num_at_once)) - set(lines.values()))
+                    lines[pool.submit(run_one, job, line)] = line
+                    if job.num_at_once == 1:
+                        wait_until(0)  # the next one may allow others beside it
+                wait_until(0)
+            except KeyboardInterrupt:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+                raise
+            finally:
+                stopping.set()

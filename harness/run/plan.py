@@ -1,124 +1,178 @@
-"""From one Hydra job to the processes that do it, and from a finished sweep to its report."""
+"""From a command line to its jobs: composed, checked and counted before the first one starts."""
 
 from __future__ import annotations
 
-import shlex
+import json
+import os
+import signal
+import subprocess
 import sys
-import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import hydra
 import hydra.utils
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from harness.config.compose import check_model_overrides, resolve
-from harness.config.identity import NOT_RESULT_KEYS
-from harness.config.schema import JobConfig, parse_job, parse_shared
+from harness.config.schema import JobConfig, SweepConfig, parse, parse_job
 from harness.config.targets import check_targets
-from harness.record.schema import Point, content_hash
-from harness.run import supervision as jobs
-from harness.run.launcher import LaunchedJob, Launcher
-from harness.run.local import LocalLauncher
-from harness.run.progress import tell
+from harness.run.job import JobSpec
+from harness.run.launcher import Launcher
+
+#: A key of the configuration, and the list that stands for several of it.
+LISTS = {"size": "sizes", "arch": "archs", "seed": "seeds"}
 
 
-def jobs_of(config: DictConfig) -> list[LaunchedJob]:
-    """Return the jobs that `config` describes, checked against the schema. Nothing runs yet.
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a plan must know of a configuration, from its classes.
 
-    With an architecture: training and the quality tasks, num_workers such jobs of a sweep at once. Without
-    one: the latency of the `interleave` list. Latency is measured alone; where the sweep has no latency job,
-    every job measures its own, and all run alone.
+    is_trained: it has a model job, which its timing tasks alone do not need.
+    is_timed:   timing tasks are among its tasks.
+    is_on_gpu:  it runs on a GPU of this machine.
     """
-    check_model_overrides(config, HydraConfig.get().overrides.task)
-    values, is_local = plain(config), _is_local(config)
-    if values.get("arch") is None:
-        shared = parse_shared(values)
-        if not shared.interleave:
-            raise ValueError("A job without an architecture is the latency job and needs interleave=[...].")
-        parts = [("latency", [job_config(_with_arch(name)) for name in shared.interleave])]
-    else:
-        job = parse_job(values)
-        shared, parts = job, [("quality", [job])]
-        if job.interleave is None and "latency" in job.tasks:
-            parts.append(("latency", [job]))
-    num_at_once = shared.num_workers if is_local else 1
-    if parts[-1][0] == "latency" or not _is_sweep_here():
-        num_at_once = 1
-    change = {"num_workers": num_at_once}
-    parts = [(kind, [one.model_copy(update=change) for one in configs]) for kind, configs in parts]
-    return [launched_job(*part) for part in parts]
+
+    is_trained: bool
+    is_timed: bool
+    is_on_gpu: bool
 
 
-def _is_local(config: DictConfig) -> bool:
-    """Return whether jobs run on this machine, and so share it."""
-    return issubclass(hydra.utils.get_class(config.launcher._target_), LocalLauncher)
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The jobs of a command, in their order: models, then timing."""
+
+    jobs: tuple[JobSpec, ...]
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The folders of results."""
+        return list(dict.fromkeys(job.output for job in self.jobs))
 
 
-def _is_sweep_here() -> bool:
-    """Return whether the command is a sweep: a single job has the machine to itself."""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+def sweep_config(config: DictConfig) -> SweepConfig:
+    """Return the keys of the configuration that are no part of a job. Raises ValueError with one sentence."""
+    values = resolve(config)
+    return parse(SweepConfig, {key: values[key] for key in SweepConfig.model_fields if key in values})
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration as JSON values, with a fixed output path."""
-    value = resolve(config)
-    value["output"] = str(Path(value["output"]).absolute())
-    value.pop("launcher")  # where a job runs is no part of it
-    return value
+def job_configs(config: DictConfig, overrides: Sequence[str]) -> list[JobConfig]:
+    """Return the typed configuration of each architecture, size and seed of a composed configuration.
+
+    overrides: what it was composed from. One of `arch`, `size` and `seed` among them holds over its list in
+               an experiment.
+    Raises ValueError with one sentence."""
+    given = {
+        o.key_or_group for o in OverridesParser.create().parse_overrides(list(overrides)) if not o.package
+    }
+    if config.get("arch") is None:
+        raise ValueError(
+            "arch=[] names no architecture; write arch=NAME for one, archs=[NAME,NAME] or lineup=NAME for "
+            "several, which are timed in turn by a job of their own."
+        )
+    lists = sweep_config(config)
+    choices: list[list[str]] = []
+    for key, several in LISTS.items():
+        chosen = getattr(lists, several)
+        again = given & ({several, "lineup"} if key == "arch" else {several})
+        if key in given and again and chosen is not None:
+            raise ValueError(f"{key}=... and {min(again)}=... choose twice; write one of them.")
+        choices.append(
+            [] if chosen is None or key in given else [f"{key}={v}" for v in dict.fromkeys(chosen)]
+        )
+    if not any(choices):
+        return [_job_config(config, overrides)]
+    found = []
+    for chosen in product(*(several or [""] for several in choices)):
+        own = [*overrides, *filter(None, chosen)]
+        found.append(_job_config(hydra.compose("config", own), own))
+    return found
+
+
+def _job_config(config: DictConfig, overrides: Sequence[str]) -> JobConfig:
+    check_model_overrides(config, overrides)
+    values = resolve(config)
+    values["output"] = str(Path(values["output"]).absolute())
+    for key in ("launcher", *SweepConfig.model_fields):  # no part of a job
+        values.pop(key, None)
+    return parse_job(values)
 
 
 def make_launcher(config: DictConfig) -> Launcher:
-    """Builds the launcher of `config.launcher`. Raises ValueError where it cannot be used here."""
+    """Return the launcher of `config.launcher`. Raises ValueError where it cannot be used here."""
     settings = resolve(config)["launcher"]
     check_targets(settings, "launcher")
     launcher: Launcher = hydra.utils.get_class(settings.pop("_target_"))(**settings)
     return launcher
 
 
-def job_config(config: DictConfig) -> JobConfig:
-    """Return the typed configuration of one job. Raises ValueError with one sentence."""
-    return parse_job(plain(config))
+def make_plan(configs: Sequence[JobConfig], *, is_local: bool, command: str) -> Plan:
+    """Return the checked jobs of the configurations: a model job for each, then timing jobs.
+
+    A timing job times the architectures whose configurations agree in all else, in turn.
+    is_local: jobs share this machine. Models that train at once share its threads; where the command has one
+              configuration, its job has them all.
+    Raises ValueError where a configuration cannot be used."""
+    checked = list(zip(configs, _checked(configs, is_local), strict=True))
+    jobs = [
+        JobSpec(
+            is_timing=False,
+            configs=(config,),
+            command=command,
+            num_at_once=_num_workers(config, facts) if is_local and len(configs) > 1 else 1,
+        )
+        for config, facts in checked
+        if facts.is_trained
+    ]
+    groups: list[tuple[dict[str, Any], dict[str, JobConfig]]] = []
+    for config in (config for config, facts in checked if facts.is_timed):
+        rest = {key: value for key, value in config.to_plain().items() if key != "arch"}
+        name = config.arch.name
+        group = next((group for shared, group in groups if shared == rest and name not in group), None)
+        if group is None:
+            groups.append((rest, {name: config}))
+        else:
+            group[name] = config
+    jobs += [JobSpec(is_timing=True, configs=tuple(group.values()), command=command) for _, group in groups]
+    return Plan(jobs=tuple(jobs))
 
 
-def command_line() -> str:
-    """What the user typed, to be typed again."""
-    return shlex.join(["python", "-m", "harness", *sys.argv[1:]])
+def _num_workers(config: JobConfig, facts: Facts) -> int:
+    if config.num_workers != "auto":
+        return config.num_workers
+    if facts.is_on_gpu:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _with_arch(name: str) -> DictConfig:
-    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("arch=")]
-    return hydra.compose("config", [*overrides, f"arch={name}"])
+def _checked(configs: Sequence[JobConfig], is_local: bool) -> list[Facts]:
+    """Check the configurations with their classes, in another process unless torch is in this one already."""
+    request: dict[str, Any] = {"configs": [config.to_plain() for config in configs], "is_local": is_local}
+    if "torch" in sys.modules:
+        from harness.run.check import check
 
-
-def run_process(kind: str, configs: list[JobConfig], *, line: int, stopping: threading.Event) -> list[Point]:
-    """Runs one job, "quality" or "latency", in a process of its own and returns its typed failures."""
-    job = launched_job(kind, configs)
-    tell(f"-- {job.name}")
-    return jobs.run_job(job.spec, job.output, job.timeout_s, line=line, stopping=stopping)
-
-
-def launched_job(kind: str, configs: list[JobConfig]) -> LaunchedJob:
-    """Describes one job, "quality" or "latency", as a launcher runs it."""
-    first = configs[0]
-    name = first.arch.name if kind == "quality" else "latency"
-    if kind == "latency" and len(configs) == 1:
-        name = f"latency-{first.arch.name}"
-    ignored = [k for k in NOT_RESULT_KEYS if kind == "quality" or k != "num_threads"]
-    values = [one.to_plain() for one in configs]
-    kept = [{k: v for k, v in one.items() if k not in ignored} for one in values]
-    spec = {
-        "kind": kind,
-        "job": f"{name}-{first.size.name}-seed{first.seed}",
-        "configs": values,
-        "config_hash": content_hash(kept),
-        "command": command_line(),
-    }
-    return LaunchedJob(
-        spec=spec,
-        output=Path(first.output),
-        timeout_s=first.job_timeout_s,
-        is_timing=kind == "latency",
-    )
+        return [Facts(**facts) for facts in check(**request)]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the parent's to handle
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.run.check"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        text, _ = process.communicate(json.dumps(request))
+    finally:
+        process.kill()
+    if process.returncode != 0:
+        raise ValueError(f"The jobs cannot be checked: that process ended with {process.returncode}.")
+    answer = json.loads(text.splitlines()[-1])
+    if "mistake" in answer:
+        raise ValueError(answer["mistake"])
+    return [Facts(**facts) for facts in answer["facts"]]

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.record.schema import Point
-from harness.run.launcher import LaunchedJob, Launcher
+from harness.run.job import JobSpec
+from harness.run.launcher import Launcher
 from harness.run.progress import tell
 from harness.run.supervision import InputError, run_job
 
@@ -38,7 +39,7 @@ class NodeJob:
     give_up: status and reason of what is not measured yet; None: measure it.
     """
 
-    job: LaunchedJob
+    job: JobSpec
     give_up: dict[str, str] | None = None
 
     def __call__(self) -> tuple[list[Point], str | None]:
@@ -47,11 +48,8 @@ class NodeJob:
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
         if "SLURM_CPUS_PER_TASK" in os.environ:
             os.environ.setdefault("OMP_NUM_THREADS", os.environ["SLURM_CPUS_PER_TASK"])
-        job = self.job
         try:
-            failures = run_job(
-                job.spec, job.output, job.timeout_s, line=0, stopping=stopping, give_up=self.give_up
-            )
+            failures = run_job(self.job, line=0, stopping=stopping, give_up=self.give_up)
         except InputError as error:
             return [], str(error) or "it refuses its input"
         return failures, None
@@ -86,6 +84,8 @@ class SlurmLauncher(Launcher):
 
     Raises ValueError where submitit or Slurm's commands are missing, and where no time would be left to work.
     """
+
+    is_local = False
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class SlurmLauncher(Launcher):
         }
         self._options = {name: value for name, value in options.items() if value is not None}
 
-    def run(self, jobs: Sequence[LaunchedJob], on_end: Callable[[list[Point], int], None]) -> None:
+    def run(self, jobs: Sequence[JobSpec], on_end: Callable[[list[Point], int], None]) -> None:
         """Run all jobs; see `Launcher.run`. All that are under way are cancelled when this raises."""
         _check_is_alone({job.output for job in jobs})
         under_way: list[_Submission] = []
@@ -195,9 +195,17 @@ class SlurmLauncher(Launcher):
             pass
         reason = f"Slurm's job {handle.job_id} ended without a result; its output is in {handle.paths.stderr}"
         if call.give_up is not None:  # not even that
-            config = call.job.spec["configs"][0]
-            where = {"arch": config["arch"]["name"], "size": config["size"]["name"], "seed": config["seed"]}
-            point = Point(run_id="", task="train", cell={}, status="crashed", reason=reason, **where)
+            config = call.job.configs[0]
+            point = Point(
+                run_id="",
+                arch=config.arch.name,
+                size=config.size.name,
+                seed=config.seed,
+                task="train",
+                cell={},
+                status="crashed",
+                reason=reason,
+            )
             return [point], []
         if num_tries < self.num_tries:
             tell(f"{call.job.name}: {reason}; it is submitted again.")

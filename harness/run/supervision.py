@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from harness.record.in_flight import InFlight, clear
 from harness.record.schema import Point, read
+from harness.run.job import JobSpec
 
 #: The worker's exit codes. For a user's mistake its sentence is on stderr already.
 EXIT_CRASHED = 1
@@ -35,54 +37,81 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": 
 POLL_S = 0.2
 
 
+class WorkerProcess(Protocol):
+    """A worker that was started, as subprocess.Popen."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code, or raise subprocess.TimeoutExpired after `timeout` seconds."""
+
+    def kill(self) -> object:
+        """End it at once."""
+
+
+#: Starts a worker on a specification; the number is the line of its progress bar.
+StartWorker = Callable[[Path, int], WorkerProcess]
+
+
 class InputError(ValueError):
     """The job cannot be done. Without a message, the worker has said why."""
 
 
+def start_worker(spec_path: Path, line: int) -> subprocess.Popen[bytes]:
+    """Start the worker in a process of its own. Ctrl-C is held back there: it is the parent's to handle."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness.run.worker", str(spec_path)],
+            env=ALLOCATOR | os.environ | {"TQDM_POSITION": str(line)},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def run_job(
-    spec: dict[str, Any],
-    output: Path,
-    timeout_s: float,
+    job: JobSpec,
     *,
     line: int,
     stopping: threading.Event,
     give_up: dict[str, str] | None = None,
+    start_worker: StartWorker = start_worker,
 ) -> list[Point]:
-    """Runs a job to its end and returns its typed failures, whoever wrote them.
+    """Run a job to its end and return its typed failures, whoever wrote them.
 
-    line:     of its progress bar, from 0 down.
-    stopping: ends the worker when it is set, and this with a KeyboardInterrupt.
-    give_up:  status and reason to record for every cell that is not measured; None: measure them.
+    line:         of its progress bar, from 0 down.
+    stopping:     ends the worker when it is set, and this call with a KeyboardInterrupt.
+    give_up:      status and reason to record for every cell that is not measured; None: measure them.
+    start_worker: starts the worker's process.
 
-    A worker that dies is started again and goes on after the cell it died at; one that is late, or
-    that died before its first cell, is started once more to give up the cells that are left. Raises
-    InputError where it refuses its input, KeyboardInterrupt where the user interrupts.
+    A worker that dies mid-cell is restarted at the next cell. One that times out, or dies before its first
+    cell, is restarted once to record the remaining cells as failed. Raises InputError where it refuses its
+    input, KeyboardInterrupt where the user interrupts.
     """
-    folder = output / "jobs"
+    folder = job.output / "jobs"
     folder.mkdir(parents=True, exist_ok=True)
     spec_path = folder / f"{uuid.uuid4().hex}.json"
     in_flight_path = spec_path.with_suffix(".in_flight.json")
     spec = {
-        **spec,
+        **job.to_plain(),
         "parent_pid": os.getpid(),
         "in_flight_path": str(in_flight_path),
         "run_ids": [],
         "give_up": give_up,
     }
-    deadline = monotonic() + timeout_s
+    deadline = monotonic() + job.timeout_s
     num_lost = 0
     try:
         while True:
             spec["run_ids"] = [*spec["run_ids"], uuid.uuid4().hex[:12]]
             spec_path.write_text(json.dumps(spec))
             clear(in_flight_path)
-            code, is_late = _wait(spec_path, None if spec["give_up"] else deadline, line, stopping)
+            process = start_worker(spec_path, line)
+            code, is_late = _wait(process, None if spec["give_up"] else deadline, stopping)
             if code == 0:
-                return _failures(spec, output)
+                return _failures(spec, job.output)
             if code == EXIT_INPUT_ERROR:
                 raise InputError
-            status, reason = _verdict(code, is_late, timeout_s)
-            num_beside = spec["configs"][0]["num_workers"] - 1
+            status, reason = _verdict(code, is_late, job.timeout_s)
+            num_beside = job.num_at_once - 1
             if status == "oom" and num_beside:
                 reason += f"; up to {num_beside} jobs ran beside it, num_workers=1 leaves it all the memory"
             is_setup = False
@@ -93,9 +122,9 @@ def run_job(
             elif not is_late:  # before it began, between two cells, or where all before is done
                 num_lost += 1
                 if num_lost > 1:
-                    raise InputError(f"{spec['job']}: {reason}, with no cell under way, twice.")
+                    raise InputError(f"{job.name}: {reason}, with no cell under way, twice.")
             if spec["give_up"] is not None:  # it cannot even do that
-                return _failures(spec, output)
+                return _failures(spec, job.output)
             if is_late or is_setup:
                 spec["give_up"] = {"status": status, "reason": reason}
     finally:
@@ -104,19 +133,18 @@ def run_job(
 
 
 def _failures(spec: dict[str, Any], output: Path) -> list[Point]:
-    """The points of this job's runs that are not ok; an earlier job's are its own to report."""
+    """Return the points of this job's runs that are not ok; those of an earlier job were reported by it."""
     paths = sorted((output / "records").glob(f"{spec['job']}-*.jsonl"))
     points = [record for path in paths for record in read(path) if isinstance(record, Point)]
     return [p for p in points if p.run_id in spec["run_ids"] and p.status != "ok"]
 
 
-def _wait(spec_path: Path, deadline: float | None, line: int, stopping: threading.Event) -> tuple[int, bool]:
-    """Exit code of the worker, and whether the deadline ended it."""
-    process = _start(spec_path, line)
+def _wait(process: WorkerProcess, deadline: float | None, stopping: threading.Event) -> tuple[int, bool]:
+    """Return the exit code of the worker, and whether the deadline ended it."""
     try:
         while True:
             try:
-                code = process.wait(POLL_S)
+                code: int | None = process.wait(POLL_S)
             except subprocess.TimeoutExpired:
                 code = None
             if stopping.is_set():  # what the worker has measured is on the disk already
@@ -129,18 +157,6 @@ def _wait(spec_path: Path, deadline: float | None, line: int, stopping: threadin
     finally:
         process.kill()
         process.wait()
-
-
-def _start(spec_path: Path, line: int) -> subprocess.Popen[bytes]:
-    """The worker, which inherits that Ctrl-C is held back: it is the parent's to handle."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "harness.run.worker", str(spec_path)],
-            env=ALLOCATOR | os.environ | {"TQDM_POSITION": str(line)},
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _verdict(code: int, is_late: bool, timeout_s: float) -> tuple[str, str]:

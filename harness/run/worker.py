@@ -33,11 +33,15 @@ from harness.run.supervision import EXIT_CRASHED, EXIT_INPUT_ERROR, EXIT_OUT_OF_
 
 
 def main(spec_path: str) -> int:
-    """Runs the job and returns the exit code; a user's mistake is one sentence on stderr."""
+    """Run the job in a process that ends with its parent, and return the exit code."""
+    _end_with(json.loads(Path(spec_path).read_text())["parent_pid"])
+    return run(spec_path)
+
+
+def run(spec_path: str) -> int:
+    """Run the job and return the exit code; a user's mistake is one sentence on stderr."""
     try:
-        spec = json.loads(Path(spec_path).read_text())
-        _end_with(spec["parent_pid"])
-        _run(spec)
+        _run(json.loads(Path(spec_path).read_text()))
     except (ValueError, OSError) as error:
         if os.environ.get("LONGARCH_TRACEBACK"):
             traceback.print_exc()
@@ -151,10 +155,12 @@ def _logbook_maker(
 
 
 def num_threads(config: JobConfig) -> int:
-    """CPU threads of the process: num_threads, else torch's own choice, which the jobs that run at once
-    share."""
-    given: int | None = config.num_threads
-    return max(1, torch.get_num_threads() // config.num_workers) if given is None else given
+    """Return the CPU threads of the process: num_threads, else torch's own choice, which the jobs that run at
+    once share."""
+    if config.num_threads is not None:
+        return config.num_threads
+    assert config.num_workers != "auto", "a plan has chosen"
+    return max(1, torch.get_num_threads() // config.num_workers)
 
 
 def _end_with(parent_pid: int) -> None:

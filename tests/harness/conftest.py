@@ -8,19 +8,21 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from harness import __main__ as command_line
-from harness.config.compose import compose_config
+from harness.__main__ import main
+from harness.config.compose import compose_config, resolve
+from harness.config.schema import parse_job
 from harness.record.schema import Point, read
-from harness.run import plan as runner
-from harness.run import supervision as jobs
-from harness.run import timing_job as interleaved
-from harness.run import worker
+from harness.run import timing_job, worker
+from harness.run.job import JobSpec
+from harness.run.launcher import Launcher
+from harness.run.progress import tell
+from harness.run.supervision import StartWorker, run_job, start_worker
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PLUGIN = Path(__file__).resolve().parent / "plugin"
@@ -123,13 +125,31 @@ def command(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Result
     return run
 
 
-def in_this_process(spec_path: Path, *_: object) -> tuple[int, bool]:
-    """In place of jobs._wait. No thread is started to end this process with its parent, and the product that
-    a latency job times first is small."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "_end_with", lambda parent_pid: None)
-        patch.setattr(interleaved, "CALIBRATION_WIDTH", 32)
-        return worker.main(str(spec_path)), False
+class WorkerHere:
+    """A worker that works in this process, at its start. What a timing job times first is small."""
+
+    def __init__(self, spec_path: Path, line: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(timing_job, "CALIBRATION_WIDTH", 32)
+            self._code = worker.run(str(spec_path))
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self._code
+
+    def kill(self) -> None:
+        """It has ended."""
+
+
+class OneByOne(Launcher):
+    """Runs jobs in this process, one after the other."""
+
+    is_local = True
+
+    def run(self, jobs: Sequence[JobSpec], on_end: Callable[[list[Point], int], None]) -> None:
+        for job in jobs:
+            tell(f"-- {job.name}")
+            failures = run_job(job, line=0, stopping=threading.Event(), start_worker=WorkerHere)
+            on_end(failures, 0)
 
 
 @pytest.fixture(scope="session")
@@ -140,14 +160,19 @@ def trained(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         for key, value in environment.items():
             patch.setenv(key, value)
-        patch.setattr(jobs, "_wait", in_this_process)
-        config = runner.job_config(compose_config([*TINY, "task=[]", f"output={source}"]))
-        assert runner.run_process("quality", [config], line=0, stopping=threading.Event()) == []
+        job = model_job(*TINY, "task=[]", f"output={source}")
+        assert run_job(job, line=0, stopping=threading.Event(), start_worker=WorkerHere) == []
 
     def lay(output: Path) -> None:
         shutil.copytree(source / "checkpoints", output / "checkpoints", dirs_exist_ok=True)
 
     return lay
+
+
+def model_job(*overrides: str) -> JobSpec:
+    """The model job of a command line, which may use the plugin."""
+    config = parse_job(resolve(compose_config(list(overrides), str(PLUGIN / "conf"))))
+    return JobSpec(is_timing=False, configs=(config,), command="")
 
 
 @pytest.fixture
@@ -159,13 +184,10 @@ def quick_command(
 
     def run(*arguments: str) -> Result:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # main sets it; so it is put back
-        monkeypatch.setattr(jobs, "_wait", in_this_process)
-        monkeypatch.setattr(runner, "_is_sweep_here", lambda: False)  # one worker at a time
-        monkeypatch.setattr(sys, "argv", ["harness", *arguments])
-        monkeypatch.setattr(command_line, "summarise", lambda folder: print(f"Report: {folder}"))
+        monkeypatch.setattr(sys, "argv", sys.argv)  # likewise
         capfd.readouterr()
         try:
-            code = command_line.main()
+            code = main(arguments, launcher=OneByOne(), summarise=lambda folder: print(f"Report: {folder}"))
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
         return Result(code, *capfd.readouterr())
@@ -174,8 +196,8 @@ def quick_command(
 
 
 class ForkedWorker:
-    """In place of the worker's subprocess.Popen: a process that has torch already, forked from one that does
-    nothing but import it. It works and dies as the other does, three seconds sooner."""
+    """A worker in a process that has torch already, forked from one that does nothing but import it. It works
+    and dies as the other does, three seconds sooner."""
 
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["toy_package.forked"])
@@ -200,19 +222,16 @@ class ForkedWorker:
 
 
 @pytest.fixture
-def run_job(
-    in_environment: None, trained: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., list[Point]]:
-    """Runs one quality job of the trained TINY Transformer in a worker process and returns its typed
-    failures. With `is_forked` false the worker is started as a user's is."""
-    start = jobs._start
+def run_tiny(in_environment: None, trained: Callable[[Path], None]) -> Callable[..., list[Point]]:
+    """Runs one model job of the trained TINY Transformer in a worker process and returns its typed failures.
+    With `is_forked` false the worker is started as a user's is."""
 
-    def run(output: Path, *overrides: str, kind: str = "quality", is_forked: bool = True) -> list[Point]:
+    def run(output: Path, *overrides: str, is_forked: bool = True) -> list[Point]:
         forks = is_forked and sys.platform == "linux"  # elsewhere a fork of what has numpy may not be safe
-        monkeypatch.setattr(jobs, "_start", ForkedWorker if forks else start)
-        config = compose_config([*TINY, f"output={output}", *overrides], str(PLUGIN / "conf"))
+        job = model_job(*TINY, f"output={output}", *overrides)
         trained(output)
-        return runner.run_process(kind, [runner.job_config(config)], line=0, stopping=threading.Event())
+        start: StartWorker = ForkedWorker if forks else start_worker
+        return run_job(job, line=0, stopping=threading.Event(), start_worker=start)
 
     return run
 

@@ -87,14 +87,16 @@ def test_the_experiment_for_a_gpu_runs_on_a_cpu(
     names = ["mamba", "transformer_squared"]
     small = ["arch.post_training.reinforce.num_steps=1", "arch.post_training.few_shot.num_iterations=1"]
     small += ["arch.tasks.adaptation.num_prompts=4", "arch.post_training.dispatch.num_expert_steps=1"]
+    latency = [override for override in tiny_tasks if override.startswith("tasks.latency")]
+    quality = [override for override in tiny_tasks if override not in latency]
     for arch in names:
-        arguments = ["experiment=gpu_small", "hydra.mode=RUN", f"arch={arch}", *tiny, *tiny_tasks]
+        arguments = ["experiment=gpu_small", f"arch={arch}", "task=[perplexity,needle]", *tiny, *quality]
         arguments += small if arch == "transformer_squared" else []
         code, _, err = quick_command(*arguments, f"output={tmp_path}")
         assert code == 0, err
     code, _, err = quick_command(
-        *["experiment=gpu_small", "hydra.mode=RUN", "arch=[]", f"interleave=[{','.join(names)}]"],
-        *[*tiny, *tiny_tasks, "tasks.latency.batch_sizes=[1,2]", f"output={tmp_path}"],
+        *["experiment=gpu_small", f"archs=[{','.join(names)}]", "task=[latency]", *tiny, *latency],
+        *["tasks.latency.batch_sizes=[1,2]", f"output={tmp_path}"],
     )
     assert code == 0, err
     found = points(tmp_path)
@@ -129,7 +131,8 @@ def test_times_belong_to_a_machine_and_its_threads(
     """Training is measured once per machine, times once per machine and number of threads. A job has one
     record file per machine."""
     latency = ["tasks.latency.context_lengths_tokens=[16]", "tasks.latency.num_samples=1"]
-    arguments = [*tiny, "task=[latency]", *latency, f"output={tmp_path}"]
+    latency += ["tasks.perplexity.context_lengths_tokens=[16]", "tasks.perplexity.num_documents=2"]
+    arguments = [*tiny, "task=[perplexity,latency]", *latency, f"output={tmp_path}"]
     threads = torch.get_num_threads()
     try:
         counts = []

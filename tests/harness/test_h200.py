@@ -26,7 +26,7 @@ def test_a_part_of_the_latency_experiment_runs_on_a_cpu(
     few += ["tasks.latency.num_decode_steps=2", "tasks.training_speed.matmul_width=32"]
     few += ["tasks.training_speed.context_lengths_tokens=[16]", "tasks.training_speed.batch_tokens=32"]
     code, _, err = quick_command(
-        *["experiment=h200_latency", f"interleave=[{','.join(names)}]"],
+        *["experiment=h200_latency", f"archs=[{','.join(names)}]"],
         *[*tiny, *few, *PLAIN, f"output={tmp_path}"],
     )
     assert code == 0, err
@@ -50,7 +50,7 @@ def test_a_part_of_the_quality_experiment_runs_on_a_cpu(
 ) -> None:
     few = [override for override in tiny_tasks if not override.startswith("tasks.latency")]
     code, _, err = quick_command(
-        *["experiment=h200_quality", "hydra.mode=RUN", "arch=mamba"],
+        *["experiment=h200_quality", "arch=mamba"],
         *[*tiny, *few, *PLAIN, f"output={tmp_path}"],
     )
     assert code == 0, err
@@ -67,7 +67,7 @@ def test_the_quality_experiment_reads_code_and_books_in_one_mixture(
     for index in range(4):
         (books / f"{index}.txt").write_text(f"Chapter {index}. It was the best of times.\n" * 50)
     few = [o for o in tiny_tasks if not o.startswith(("tasks.latency", "tasks.perplexity.num_documents"))]
-    command = ["experiment=h200_quality", "hydra.mode=RUN", "arch=mamba", "data=code_and_books"]
+    command = ["experiment=h200_quality", "arch=mamba", "data=code_and_books"]
     command += [o for o in tiny if not o.startswith("data")] + few + PLAIN
     command += ["tasks.perplexity.num_documents=6", f"output={tmp_path / 'out'}"]
     code, _, err = quick_command(*command, f"data.path={books}")

@@ -39,7 +39,7 @@ def test_it_is_among_the_architectures_of_a_latency_job(
     quick_command: Command, tiny: list[str], points: Callable[..., list[Point]], tmp_path: Path
 ) -> None:
     latency = ["task=[latency]", "tasks.latency.context_lengths_tokens=[16]", "tasks.latency.num_samples=1"]
-    arguments = [f"--config-dir={CONF}", "arch=[]", "interleave=[transformer,toy]", *tiny, *latency]
+    arguments = [f"--config-dir={CONF}", "archs=[transformer,toy]", *tiny, *latency]
     code, _, err = quick_command(*arguments, f"output={tmp_path}")
     assert code == 0, err
     assert [p.arch for p in points(tmp_path, task="latency")] == ["transformer", "toy"] * 2

@@ -19,7 +19,7 @@ def test_the_ablation_runs_its_variants_under_their_own_names(
     names = ["titans_lmm_no_momentum", "titans_mac_no_persistent"]
     chosen = ",".join(f"titans_ablation/{name.removeprefix('titans_')}" for name in names)
     tasks = [o for o in tiny_tasks if "needle" not in o]
-    own = ["task=[perplexity,latency]", f"interleave=[{chosen}]", f"output={tmp_path}"]
+    own = ["task=[perplexity,latency]", f"archs=[{chosen}]", f"output={tmp_path}"]
     code, _, err = quick_command("experiment=titans_ablation", *tiny, *tasks, *own)
     assert code == 0, err
     assert {p.status for p in points(tmp_path)} == {"ok"}
@@ -29,7 +29,7 @@ def test_the_ablation_runs_its_variants_under_their_own_names(
 
 def test_the_long_experiment_reads_16384_tokens_and_no_latency() -> None:
     config = resolve(compose_config(["experiment=titans_long"]))
-    assert list(config["tasks"]) == ["perplexity"] and config["interleave"] == ["titans_lmm", "titans_mac"]
+    assert list(config["tasks"]) == ["perplexity"] and config["archs"] == ["titans_lmm", "titans_mac"]
     assert config["tasks"]["perplexity"]["context_lengths_tokens"][-1] == 16384
     assert config["train"] == resolve(compose_config([]))["train"], "trained by default"
 

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from harness.config.compose import compose_config, resolve
-from harness.config.schema import SharedConfig, TrainConfig, parse, parse_job, parse_shared
+from harness.config.schema import TrainConfig, parse, parse_job
 from harness.record.schema import content_hash
 from tests.conftest import compose_job, compose_resolved
 
@@ -37,9 +37,8 @@ def test_settings_are_frozen() -> None:
         compose_job().seed = 1  # type: ignore[misc]
 
 
-def test_a_job_without_an_architecture_has_the_rest() -> None:
+def test_a_job_has_an_architecture() -> None:
     values = resolve(compose_config(["arch=[]", "seed=3"]))
-    assert parse_shared(values).seed == 3 and isinstance(parse_shared(values), SharedConfig)
     with pytest.raises(ValueError, match=r"^The configuration lacks arch\.$"):
         parse_job(values)
 

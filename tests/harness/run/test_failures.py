@@ -14,7 +14,7 @@ from harness.run import supervision as jobs
 PLUGIN_CONF = Path(__file__).resolve().parent.parent / "plugin" / "conf"
 
 Points = Callable[..., list[Point]]
-RunJob = Callable[..., list[Point]]
+RunTiny = Callable[..., list[Point]]
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def outcomes(points: Points, output: Path) -> dict[str, str]:
 
 
 def test_every_fault_is_typed_and_the_job_goes_on(
-    run_job: RunJob, points: Points, output: Path, tmp_path: Path
+    run_tiny: RunTiny, points: Points, output: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
     faults = "none-1,segfault,oom,mistake,killed,unsupported,undeclared,exit,none-2"
-    failures = run_job(output, "task=[faults]", f"tasks.faults.faults=[{faults}]", f"tasks.faults.log={log}")
+    failures = run_tiny(output, "task=[faults]", f"tasks.faults.faults=[{faults}]", f"tasks.faults.log={log}")
     assert outcomes(points, output) == {
         "none-1": "ok",
         "segfault": "crashed",
@@ -61,19 +61,19 @@ def test_every_fault_is_typed_and_the_job_goes_on(
 
 
 def test_a_death_before_the_first_cell_leaves_what_is_measured(
-    run_job: RunJob, points: Points, output: Path, tmp_path: Path
+    run_tiny: RunTiny, points: Points, output: Path, tmp_path: Path
 ) -> None:
     overrides = ["task=[faults]", "tasks.faults.faults=[a]", f"tasks.faults.log={tmp_path / 'log'}"]
     overrides += ["tasks.faults.prepare_fault=killedlater"]
-    assert run_job(output, *overrides) == []
+    assert run_tiny(output, *overrides) == []
     kept = points(output)
-    assert run_job(output, *overrides) == []
+    assert run_tiny(output, *overrides) == []
     assert (tmp_path / "log").read_text().split().count("killedlater") == 3, "killed, and started again"
     assert points(output) == kept
 
 
 def test_a_job_that_is_late_types_the_cell_under_way_and_those_left(
-    run_job: RunJob, points: Points, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_tiny: RunTiny, points: Points, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"
 
@@ -83,22 +83,22 @@ def test_a_job_that_is_late_types_the_cell_under_way_and_those_left(
 
     monkeypatch.setattr(jobs, "monotonic", lambda: time.monotonic() + 1e6 * is_second())
     overrides = ["task=[faults]", "tasks.faults.faults=[none,sleep,none-2]", f"tasks.faults.log={log}"]
-    run_job(output, *overrides, "job_timeout_s=120")
+    run_tiny(output, *overrides, "job_timeout_s=120")
     assert outcomes(points, output) == {"none": "ok", "sleep": "timeout", "none-2": "timeout"}
     assert all("job_timeout_s=120" in (p.reason or "") for p in points(output, status="timeout"))
 
 
 def test_a_job_that_is_late_before_its_first_cell_types_them_all(
-    run_job: RunJob, points: Points, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_tiny: RunTiny, points: Points, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "POLL_S", 0.001)  # or it is done when it is looked at first
     overrides = ["task=[faults]", "tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}"]
-    run_job(output, *overrides, "job_timeout_s=0.01")
+    run_tiny(output, *overrides, "job_timeout_s=0.01")
     assert outcomes(points, output) == {"a": "timeout", "b": "timeout"}
 
 
 def test_a_death_in_a_search_is_put_down_to_training(
-    run_job: RunJob, points: Points, output: Path, monkeypatch: pytest.MonkeyPatch
+    run_tiny: RunTiny, points: Points, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Late at the second rate: the first one's record has taken away what named training."""
 
@@ -108,15 +108,15 @@ def test_a_death_in_a_search_is_put_down_to_training(
 
     monkeypatch.setattr(jobs, "monotonic", lambda: time.monotonic() + 1e6 * is_second())
     search = ["train.search=true", "train.search_grid=[1e-3,2e-3]", "train.num_steps=200"]
-    failures = run_job(output, "task=[]", *search, "job_timeout_s=120")
+    failures = run_tiny(output, "task=[]", *search, "job_timeout_s=120")
     assert [(p.task, p.status) for p in failures] == [("train", "timeout")]
 
 
 def test_a_death_before_the_first_cell_types_them_all(
-    run_job: RunJob, points: Points, records: Callable[[Path], list], output: Path, tmp_path: Path
+    run_tiny: RunTiny, points: Points, records: Callable[[Path], list], output: Path, tmp_path: Path
 ) -> None:
     overrides = ["task=[faults]", "tasks.faults.faults=[a,b]", f"tasks.faults.log={tmp_path / 'log'}"]
-    run_job(output, *overrides, "tasks.faults.prepare_fault=segfault", is_forked=False)
+    run_tiny(output, *overrides, "tasks.faults.prepare_fault=segfault", is_forked=False)
     assert outcomes(points, output) == {"a": "crashed", "b": "crashed"}
     assert [p.status for p in points(output, task="train")] == ["crashed"]
     runs = {record.run_id for record in records(output) if isinstance(record, Header)}
@@ -159,14 +159,14 @@ def test_an_error_of_a_model_is_a_record_and_no_mistake_of_the_users(
     def fail(self: object, *arguments: object) -> None:
         raise error("a shape that does not fit")
 
-    latency = ["task=[latency]", *(o for o in tiny_tasks if o.startswith("tasks.latency"))]
-    arguments = [f"--config-dir={PLUGIN_CONF}", *tiny, *latency, f"output={output}"]
+    latency = [override for override in tiny_tasks if override.startswith("tasks.latency")]
+    arguments = [f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}"]
     monkeypatch.setattr("toy_package.average.RunningAverage.prefill", fail)
-    code, _, err = quick_command(*arguments, "arch=[]", "interleave=[transformer,toy]")
+    code, _, err = quick_command(*arguments, "task=[latency]", *latency, "archs=[transformer,toy]")
     assert code == 1, err
     statuses = [(p.arch, p.status) for p in points(output, task="latency")]
     assert sorted(statuses) == [("toy", "crashed")] * 4 + [("transformer", "ok")] * 4
-    code, _, err = quick_command(*arguments, "arch=toy", "interleave=[]")
+    code, _, err = quick_command(*arguments, "arch=toy", "task=[]")
     assert code == 1, err
     (train,) = points(output, task="train")
     assert train.status == "crashed" and train.reason == f"{error.__name__}: a shape that does not fit"

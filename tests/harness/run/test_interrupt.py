@@ -140,7 +140,7 @@ def test_a_mistake_in_one_job_ends_the_sweep_and_the_job_beside_it(
     trained(output)
     arguments = ["--multirun", f"--config-dir={PLUGIN_CONF}", *tiny, f"output={output}", "num_workers=2"]
     arguments += ["task=[faults]", "tasks.faults.faults=[none-1,sleep]", f"tasks.faults.log={log}"]
-    process = start(*arguments, "tasks.faults.prepare_fault=none-0,refuse,none-0", "interleave=[transformer]")
+    process = start(*arguments, "tasks.faults.prepare_fault=none-0,refuse,none-0")
     _, err = process.communicate(timeout=90)
     assert process.returncode == 2 and not workers_of(output)
     assert [line for line in err.splitlines() if line.startswith("error: ")] == ["error: no such text."]

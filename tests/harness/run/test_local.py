@@ -1,78 +1,102 @@
-"""Jobs side by side."""
+"""Jobs side by side on this machine."""
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from harness.run.local import Pool
+from harness.record.schema import Point
+from harness.run.job import JobSpec
+from harness.run.local import LocalLauncher
+from harness.run.supervision import EXIT_INPUT_ERROR, InputError
+from tests.conftest import compose_job
 
 TIMEOUT_S = 30
 
 
-def ignore(result: object, num_under_way: int) -> None:
-    pass
+class Process:
+    """In place of a worker. `work` is called with the line of its progress bar, and returns the exit code, or
+    None while it works."""
+
+    def __init__(self, work: Callable[[int], int | None], line: int) -> None:
+        self._work, self._line, self._code = work, line, None
+        self.is_killed = False
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._code is None and not self.is_killed:
+            self._code = self._work(self._line)
+            if self._code is None:
+                raise subprocess.TimeoutExpired("worker", timeout or 0)
+        return self._code or 0
+
+    def kill(self) -> None:
+        self.is_killed = True
 
 
-def test_as_many_at_once_as_asked_each_on_a_line_of_its_own() -> None:
-    ended: list[tuple[int, int]] = []
-    both = threading.Barrier(2)
-    pool = Pool(lambda line, num_under_way: ended.append((line, num_under_way)))
+def launcher(work: Callable[[int], int | None], started: list[Process] | None = None) -> LocalLauncher:
+    """One whose workers do `work`; they are appended to `started`."""
+
+    def start(spec_path: Path, line: int) -> Process:
+        process = Process(work, line)
+        if started is not None:
+            started.append(process)
+        return process
+
+    return LocalLauncher(start_worker=start)
+
+
+def jobs(output: Path, *num_at_once: int) -> list[JobSpec]:
+    config = compose_job("size=nano", f"output={output}")
+    return [JobSpec(is_timing=n == 1, configs=(config,), command="", num_at_once=n) for n in num_at_once]
+
+
+def ignore(failures: list[Point], num_under_way: int) -> None:
+    """What has ended is not looked at."""
+
+
+def test_as_many_at_once_as_a_job_allows_each_on_a_line_of_its_own(tmp_path: Path) -> None:
+    both, lines, counts = threading.Barrier(2), [], []
 
     def meet(line: int) -> int:
         both.wait(TIMEOUT_S)  # breaks, and raises, where the other does not run beside it
-        return line
+        lines.append(line)
+        return 0
 
-    pool.start(meet, 2)
-    pool.start(meet, 2)
-    pool.wait()
-    assert sorted(line for line, _ in ended) == [0, 1]
-    assert [num_under_way for _, num_under_way in ended] == [1, 0]
+    launcher(meet).run(jobs(tmp_path, 2, 2), lambda failures, num_under_way: counts.append(num_under_way))
+    assert sorted(lines) == [0, 1] and counts == [1, 0]
 
 
-def test_no_more_at_once_than_asked_and_what_is_alone_waits_for_all() -> None:
-    lock, under_way, most, seen_alone = threading.Lock(), 0, 0, []
-    pool = Pool(ignore)
+def test_no_more_at_once_than_a_job_allows_and_what_is_alone_waits_for_all(tmp_path: Path) -> None:
+    lock, seen = threading.Lock(), []
+    under_way = 0
 
-    def work(line: int) -> None:
-        nonlocal under_way, most
+    def work(line: int) -> int:
+        nonlocal under_way
         with lock:
             under_way += 1
-            most = max(most, under_way)
+            seen.append(under_way)
         time.sleep(0.02)
         with lock:
             under_way -= 1
+        return 0
 
-    for _ in range(6):
-        pool.start(work, 3)
-    pool.start(lambda line: seen_alone.append((line, under_way)), 1)
-    assert seen_alone == [(0, 0)], "done on return"
-    assert most <= 3
-
-
-def test_an_error_is_raised_by_the_next_call() -> None:
-    pool = Pool(ignore)
-
-    def fail(line: int) -> None:
-        raise ValueError("no such thing")
-
-    pool.start(fail, 2)
-    with pytest.raises(ValueError, match="no such thing"):
-        pool.wait()
-    pool.wait()
+    launcher(work).run(jobs(tmp_path, 3, 3, 3, 3, 1, 3), ignore)
+    assert len(seen) == 6 and max(seen) <= 3
+    assert seen[4:] == [1, 1], "the job that runs alone, and the one after it"
 
 
-def test_stop_ends_what_is_under_way_and_drops_it() -> None:
-    ended: list[object] = []
-    pool = Pool(lambda result, num_under_way: ended.append(result))
+def test_a_job_that_refuses_its_input_ends_those_beside_it_and_no_other_begins(tmp_path: Path) -> None:
+    started: list[Process] = []
 
-    def work(line: int) -> None:
-        assert pool.stopping.wait(TIMEOUT_S)
-        raise KeyboardInterrupt
+    def work(line: int) -> int | None:
+        return EXIT_INPUT_ERROR if line == 1 else None
 
-    pool.start(work, 2)
-    pool.stop()
-    pool.wait()
-    assert ended == []
+    with pytest.raises(InputError):
+        launcher(work, started).run(jobs(tmp_path, 2, 2, 2), ignore)
+    assert len(started) == 2 and all(process.is_killed for process in started)
+    assert not list((tmp_path / "jobs").iterdir())

@@ -12,9 +12,10 @@ import pytest
 
 from harness.config.compose import compose_config
 from harness.record.schema import Point
-from harness.run.launcher import LaunchedJob
+from harness.run.job import JobSpec
 from harness.run.plan import make_launcher
 from harness.run.slurm import SlurmLauncher
+from tests.conftest import compose_job
 
 pytest.importorskip("submitit")
 
@@ -128,10 +129,10 @@ def launcher(*overrides: str, **changes: Any) -> SlurmLauncher:
     return made
 
 
-def job(output: Path, name: str = "mamba", is_timing: bool = False) -> LaunchedJob:
-    config = {"arch": {"name": name}, "size": {"name": "nano"}, "seed": 0}
-    spec = {"job": f"{name}-nano-seed0", "configs": [config]}
-    return LaunchedJob(spec=spec, output=output, timeout_s=60, is_timing=is_timing)
+def job(output: Path, name: str = "mamba", is_timing: bool = False) -> JobSpec:
+    config = compose_job(f"arch={name}", "size=nano", f"output={output}")
+    other = compose_job("arch=recurrent", "size=nano", f"output={output}")
+    return JobSpec(is_timing=is_timing, configs=(config, other) if is_timing else (config,), command="")
 
 
 def ignore(failures: list[Point], num_under_way: int) -> None:
@@ -207,7 +208,7 @@ def test_models_are_an_array_and_a_timing_job_has_its_node_to_itself(
     cluster: Cluster, here: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     here.setenv("NUM_LOST", "99")
-    jobs = [job(tmp_path), job(tmp_path, "latency", is_timing=True), job(tmp_path, "transformer")]
+    jobs = [job(tmp_path), job(tmp_path, is_timing=True), job(tmp_path, "transformer")]
     options = {"partition": "gpu", "account": "lab", "time_minutes": 90, "num_gpus": 2, "num_jobs_at_once": 1}
     launcher("+launcher.sbatch.qos=high", **options, num_tries=1).run(jobs, ignore)
     models, timing = cluster.submissions[:2]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -22,16 +20,14 @@ def test_a_worker_keeps_freed_memory_unless_the_user_says_otherwise(
 ) -> None:
     seen = tmp_path / "environment.json"
     program = f"import json, os; json.dump(dict(os.environ), open({str(seen)!r}, 'w'))"
-    popen = subprocess.Popen
-
-    def start(command: list[str], **options: object) -> subprocess.Popen:
-        return popen([sys.executable, "-c", program], **options)
-
-    monkeypatch.setattr(subprocess, "Popen", start)
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\n{program}")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     for name in jobs.ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")
-    assert jobs._wait(tmp_path / "spec.json", None, 0, threading.Event()) == (0, False)
+    assert jobs.start_worker(tmp_path / "spec.json", 0).wait(30) == 0
     environment = json.loads(seen.read_text())
     assert environment["MALLOC_TRIM_THRESHOLD_"] == "1"
     assert environment["MALLOC_MMAP_THRESHOLD_"] == jobs.ALLOCATOR["MALLOC_MMAP_THRESHOLD_"]

@@ -21,7 +21,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="session")
 def arguments(tiny: list[str], tiny_tasks: list[str]) -> list[str]:
-    return ["experiment=smoke", f"interleave=[{','.join(NAMES)}]", *tiny, *tiny_tasks]
+    return ["experiment=smoke", f"archs=[{','.join(NAMES)}]", *tiny, *tiny_tasks]
 
 
 @pytest.fixture(scope="session")
@@ -144,8 +144,7 @@ def test_the_same_command_measures_nothing_twice_and_mends_a_damaged_line(
     before = {p.key: p for p in points(output)}
     lines[number] = lines[number][: len(lines[number]) // 2]
     path.write_text("\n".join(lines) + "\n")
-    one = [a for a in arguments if not a.startswith("interleave")]
-    code, _, err = quick_command(*one, "interleave=[transformer]", "arch=transformer", f"output={output}")
+    code, _, err = quick_command(*arguments, f"output={output}")
     assert code == 0
     assert "1 damaged line(s) are left as they are; their cells are measured again." in err
     assert path.read_text().splitlines()[: len(lines)] == lines, "records are append-only"
@@ -208,8 +207,7 @@ def test_a_damaged_checkpoint_is_one_sentence(
         content = checkpoint.read_bytes()
         damaged = {"truncated": content[: len(content) // 2], "garbage": b"\xff" * 5000, "empty": b""}
         checkpoint.write_bytes(damaged[damage])
-    one = [a for a in arguments if not a.startswith("interleave")]
-    code, _, err = quick_command(*one, "interleave=[transformer]", "arch=transformer", f"output={output}")
+    code, _, err = quick_command(*arguments, f"output={output}")
     assert code == 2
     errors = [line for line in err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "is damaged" in errors[0] and "delete it" in errors[0]

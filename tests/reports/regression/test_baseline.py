@@ -19,7 +19,7 @@ def test_the_regression_sweep_reads_a_text_of_the_projects_own_on_one_cpu_thread
 def test_the_baseline_holds_every_architecture_of_the_sweep() -> None:
     baseline = read_baseline(REPOSITORY / "tests" / "baselines" / "smoke.json")
     config = compose_config(["experiment=regress"])
-    swept = {f"{name} {config.size.name} seed {config.seed}" for name in config.interleave}
+    swept = {f"{name} {config.size.name} seed {config.seed}" for name in config.archs}
     assert set(baseline.entries) == swept
     for entry in baseline.entries.values():
         assert entry.exact and entry.quality and entry.time

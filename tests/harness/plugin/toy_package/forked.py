@@ -24,8 +24,8 @@ def work(spec_path: str, environment: dict[str, str]) -> None:
     parent is that of the server it is forked from."""
     os.environ.clear()
     os.environ.update(environment)
-    worker._end_with = lambda parent_pid: threading.Thread(target=_end_with_parent, daemon=True).start()
-    code = worker.main(spec_path)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    code = worker.run(spec_path)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
