@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from math import log
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +17,8 @@ from reports.__main__ import main
 from reports.draw.style import log_ticks
 from reports.page.html import render
 from reports.results.load import ReportError, load
+from tests.reports.parsed_page import Page
 
-VOID = {"meta", "link", "img", "br", "input", "hr"}
 #: With the fixture's records every one of these is drawn.
 PICTURES = (
     *("bits_per_byte_by_context", "loss_by_position", "needle_by_context", "needle_log_probability"),
@@ -27,47 +26,6 @@ PICTURES = (
     *("predicted_state", "flops", "quality_prefill", "quality_decode", "quality_flops", "needle_state"),
     *("training_loss", "validation_loss", "learning_rate_search"),
 )
-
-
-class Page(HTMLParser):
-    """Collects elements and their text, and checks that tags are balanced and ids unique."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self._table = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.elements.append((tag, attributes))
-        self.ids += [attributes["id"]] if attributes.get("id") else []
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self._table = attributes["class"] or ""
-            self.tables[self._table] = []
-        elif tag == "tr" and self._table:
-            self.tables[self._table].append([])
-        elif tag in ("td", "th") and self._table:
-            self.tables[self._table][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag == "table":
-            self._table = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._table and ("td" in self.open or "th" in self.open):
-            self.tables[self._table][-1][-1] += f"{data} "
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture(scope="module")
